@@ -1,0 +1,68 @@
+"""In whose name this code runs: kept for the current context (request, task, thread) and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from taskiq_flow_security.core.principal import Principal
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.tokens.principal_token import PrincipalToken
+
+
+@dataclass(slots=True)
+class Acting:
+    """A principal at work."""
+
+    principal: Principal
+    txn: str
+    pipeline: str | None = None
+    """The pipeline that tasks without one of their own are kicked for."""
+    token: PrincipalToken | None = None
+    """The principal as signed: as it was received, or as it was last issued for this scope."""
+    received: bool = False
+    """Whether the token came with a message. Such a token is passed on as it is and never issued again."""
+
+
+_acting: ContextVar[Acting | None] = ContextVar(
+    "taskiq_flow_security_acting", default=None
+)
+
+
+def current() -> Acting | None:
+    """Who acts here, if anybody."""
+    return _acting.get()
+
+
+def become(acting: Acting | None) -> None:
+    """Act as this from here on, to the end of the current context. Prefer `scope`."""
+    _acting.set(acting)
+
+
+@contextmanager
+def scope(acting: Acting | None) -> Iterator[None]:
+    """Act as this inside the block; whatever happens in it, nothing of it is left behind."""
+    token = _acting.set(acting)
+    try:
+        yield
+    finally:
+        _acting.reset(token)
+
+
+def current_principal() -> Principal:
+    """The principal in whose name the current task or request runs.
+
+    A plain function, and a TaskIQ dependency: ``caller: Principal = TaskiqDepends(current_principal)``. Where security
+    is off, or is only monitored and the caller unknown, it is ``ANONYMOUS``. Raises `AuthenticationError` outside of
+    any task, request or `FlowSecurity.acting_as`.
+    """
+    acting = _acting.get()
+    if acting is None:
+        raise AuthenticationError(
+            Reason.NO_PRINCIPAL,
+            "Nobody acts here; use `with security.acting_as(principal):`.",
+        )
+    return acting.principal

@@ -1,0 +1,1 @@
+"""TaskIQ: signs what is kicked, verifies and decides before anything runs."""

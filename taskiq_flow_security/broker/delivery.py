@@ -1,0 +1,49 @@
+"""What is known of the message that this context is handling, from its arrival to its end."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from taskiq.exceptions import NoResultError
+
+from taskiq_flow_security.core.principal import Principal
+from taskiq_flow_security.errors import FlowSecurityError
+from taskiq_flow_security.tokens.message_signature import MessageSignature
+from taskiq_flow_security.tokens.principal_token import PrincipalToken
+
+
+class RefusalSignal(NoResultError):
+    """Ends a refused task before its function runs.
+
+    A `NoResultError`, because that is what TaskIQ's receiver and retry middlewares let pass without acting on it.
+    """
+
+    __template__ = "Refused: {error}"
+    error: FlowSecurityError
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One received message."""
+
+    task_id: str
+    token: PrincipalToken | None = None
+    signature: MessageSignature | None = None
+    error: FlowSecurityError | None = None
+    """Why it could not be verified, if so."""
+    admitted: Principal | None = None
+    """In whose name it may run, once that is decided."""
+    refusal: RefusalSignal | None = None
+    keep_result: bool = False
+    """Whether a result is there already, which a refusal must not replace."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether the message was let run or refused already."""
+        return self.admitted is not None or self.refusal is not None
+
+
+current: ContextVar[Delivery | None] = ContextVar(
+    "taskiq_flow_security_delivery", default=None
+)

@@ -1,0 +1,99 @@
+"""Audit events about tasks."""
+
+from __future__ import annotations
+
+from taskiq.message import TaskiqMessage
+
+from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
+from taskiq_flow_security.core.policy import AccessRequest, Decision
+from taskiq_flow_security.core.principal import Principal
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import (
+    AuthenticationError,
+    FlowSecurityError,
+    RateLimitExceededError,
+)
+from taskiq_flow_security.security import FlowSecurity
+
+
+def record_allowed(
+    security: FlowSecurity,
+    event: EventName,
+    message: TaskiqMessage,
+    principal: Principal,
+    *,
+    txn: str,
+    jti: str,
+    key_id: str,
+    request: AccessRequest | None = None,
+    decision: Decision | None = None,
+) -> None:
+    """Record that a message was let through; `jti` and `key_id` are those of its signature."""
+    security.audit.record(
+        AuditEvent(
+            event=event,
+            time=security.clock(),
+            outcome=Outcome.ALLOW,
+            reason=None if decision is None else decision.reason,
+            rule=None if decision is None else decision.rule,
+            policy=security.policy.hash,
+            sub=principal.subject,
+            roles=principal.roles,
+            pipeline=None if request is None else request.pipeline,
+            permission=None if request is None else request.permission,
+            task=message.task_name,
+            task_id=message.task_id,
+            txn=txn,
+            jti=jti,
+            key_id=key_id,
+        )
+    )
+
+
+def record_denied(
+    security: FlowSecurity,
+    message: TaskiqMessage,
+    error: FlowSecurityError,
+    *,
+    principal: Principal | None = None,
+    txn: str | None = None,
+    jti: str | None = None,
+    request: AccessRequest | None = None,
+    decision: Decision | None = None,
+) -> None:
+    """Record that a message was refused or, where refusals are only monitored, would have been."""
+    security.audit.record(
+        AuditEvent(
+            event=EventName.TASK_AUTHZ_SHADOW_DENY
+            if security.monitoring
+            else _denial(error),
+            time=security.clock(),
+            outcome=Outcome.DENY,
+            reason=getattr(error, "reason", Reason.INTERNAL_ERROR),
+            rule=None if decision is None else decision.rule,
+            policy=security.policy.hash,
+            sub=None if principal is None else principal.subject,
+            roles=frozenset() if principal is None else principal.roles,
+            pipeline=None if request is None else request.pipeline,
+            permission=None if request is None else request.permission,
+            task=message.task_name,
+            task_id=message.task_id,
+            txn=txn,
+            jti=jti,
+        )
+    )
+
+
+def _denial(error: FlowSecurityError) -> EventName:
+    if isinstance(error, RateLimitExceededError):
+        return EventName.EXCESS_RATE_LIMIT_EXCEEDED
+    if (
+        not isinstance(error, AuthenticationError)
+        or error.reason == Reason.NO_PRINCIPAL
+    ):
+        return EventName.TASK_AUTHZ_DENY
+    if error.reason == Reason.EXPIRED:
+        return EventName.TASK_TOKEN_EXPIRED
+    if error.reason in (Reason.UNREADABLE, Reason.INVALID_LABEL):
+        return EventName.INPUT_VALIDATION_FAIL
+    return EventName.TASK_SIGNATURE_FAIL

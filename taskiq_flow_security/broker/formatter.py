@@ -1,0 +1,43 @@
+"""The last step before the wire and the first after it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from taskiq.abc.formatter import TaskiqFormatter
+from taskiq.message import BrokerMessage, TaskiqMessage
+
+
+class Sealer(Protocol):
+    """Signs messages."""
+
+    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> TaskiqMessage:
+        """The message to send in place of this one."""
+
+
+class Opener(Protocol):
+    """Verifies messages."""
+
+    def open(self, data: bytes, inner: TaskiqFormatter) -> TaskiqMessage:
+        """The message that these bytes hold, or one that will be refused. Never raises."""
+
+
+class SigningFormatter(TaskiqFormatter):
+    """Wraps the broker's own formatter.
+
+    Only here can a message be signed after all middlewares and verified before all of them, `Context.requeue` included,
+    which runs no `pre_send`.
+    """
+
+    def __init__(self, inner: TaskiqFormatter, sealer: Sealer, opener: Opener) -> None:
+        self.inner = inner
+        self._sealer = sealer
+        self._opener = opener
+
+    def dumps(self, message: TaskiqMessage) -> BrokerMessage:
+        """Sign, then dump as the broker's formatter does."""
+        return self.inner.dumps(self._sealer.seal(message, self.inner))
+
+    def loads(self, message: bytes) -> TaskiqMessage:
+        """Load as the broker's formatter does, then verify."""
+        return self._opener.open(message, self.inner)

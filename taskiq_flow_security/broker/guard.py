@@ -1,0 +1,166 @@
+"""`guard`: what one task asks of its caller, and that it runs under no other circumstances."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from limits import parse_many
+from taskiq import TaskiqDepends
+from taskiq.decor import AsyncTaskiqDecoratedTask
+
+from taskiq_flow_security import acting
+from taskiq_flow_security.acting import Acting
+from taskiq_flow_security.broker import delivery as deliveries
+from taskiq_flow_security.core.guard import Guard, Predicate
+from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import AccessDeniedError, ConfigurationError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_GUARD = "__taskiq_flow_guard__"
+_PARAMETER = "_taskiq_flow_admission"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Shows a guarded function that `SecurityMiddleware` has let it run. No message can carry one."""
+
+    principal: Principal
+    txn: str
+
+
+def guard(
+    *,
+    permission: Permission | str | None = None,
+    roles: Iterable[str] = (),
+    predicate: Predicate | None = None,
+    rate_limit: str | None = None,
+) -> Callable[[F], F]:
+    """Ask more of a task's caller than the policy does; every part that is given must hold.
+
+    Stands below the task decorator, on the function itself::
+
+        @broker.task(pipeline="data-pipeline")
+        @guard(roles=["processor"])
+        async def clean(rows: list[int]) -> int: ...
+
+    `permission` must be carried by the principal itself: neither ``admin`` nor anything else stands in for it. Of
+    `roles`, it needs one. `predicate` is called with the principal and the arguments by name, and must return ``True``.
+    `rate_limit`, such as ``"10/minute"``, holds for each principal at the kick.
+
+    A guarded function runs only when a worker with `SecurityMiddleware` has admitted the message; without the
+    middleware, or called directly, it raises `AccessDeniedError`. Raises `ConfigurationError` if it cannot be guarded.
+    """
+    if isinstance(roles, str):
+        raise ConfigurationError(
+            f'guard: roles must be a list of names; write roles=["{roles}"].'
+        )
+    if permission is not None and permission not in set(Permission):
+        raise ConfigurationError(
+            f"guard: permission must be one of {', '.join(Permission)}."
+        )
+    if predicate is not None and inspect.iscoroutinefunction(predicate):
+        raise ConfigurationError(
+            "guard: predicate must be a plain function; it decides, it does not wait."
+        )
+    if rate_limit is not None:
+        try:
+            parse_many(rate_limit)
+        except ValueError:
+            raise ConfigurationError(
+                'guard: write rate_limit like "10/minute".'
+            ) from None
+    rule = Guard(
+        None if permission is None else Permission(permission),
+        frozenset(roles),
+        predicate,
+        rate_limit,
+    )
+
+    def decorate(function: F) -> F:
+        if isinstance(function, AsyncTaskiqDecoratedTask):
+            raise ConfigurationError(
+                "guard: write @guard below @broker.task, directly on the function."
+            )
+        return _guarded(function, rule)
+
+    return decorate
+
+
+def guard_of(function: Callable[..., Any]) -> Guard | None:
+    """The guard of a task's function."""
+    return getattr(function, _GUARD, None)
+
+
+def admission() -> Admission:
+    """The dependency that every guarded function has: TaskIQ resolves it before the function is called."""
+    delivery = deliveries.current.get()
+    actor = acting.current()
+    if delivery is None or delivery.admitted is None or actor is None:
+        raise _not_admitted()
+    return Admission(delivery.admitted, actor.txn)
+
+
+def _guarded(function: F, rule: Guard) -> F:
+    # Dependencies are resolved in the worker's own process, also for a process pool, where no context would arrive.
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def run_async(
+            *args: Any, _taskiq_flow_admission: object = None, **kwargs: Any
+        ) -> Any:
+            with _admitted(_taskiq_flow_admission):
+                return await function(*args, **kwargs)
+
+        wrapper: Callable[..., Any] = run_async
+    else:
+
+        @functools.wraps(function)
+        def run(
+            *args: Any, _taskiq_flow_admission: object = None, **kwargs: Any
+        ) -> Any:
+            with _admitted(_taskiq_flow_admission):
+                return function(*args, **kwargs)
+
+        wrapper = run
+
+    signature = inspect.signature(function, eval_str=True)
+    parameter = inspect.Parameter(
+        _PARAMETER,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=TaskiqDepends(admission),
+        annotation=Admission,
+    )
+    others = list(signature.parameters.values())
+    position = len(others) - any(
+        other.kind is inspect.Parameter.VAR_KEYWORD for other in others
+    )
+    others.insert(position, parameter)
+    setattr(wrapper, "__signature__", signature.replace(parameters=others))
+    setattr(wrapper, _GUARD, rule)
+    return wrapper  # type: ignore[return-value]  # it has the function's own signature, and one parameter more
+
+
+@contextmanager
+def _admitted(given: object) -> Iterator[None]:
+    if not isinstance(given, Admission):
+        raise _not_admitted()
+    if acting.current() is None:  # in a process pool
+        with acting.scope(Acting(given.principal, given.txn)):
+            yield
+    else:
+        yield
+
+
+def _not_admitted() -> AccessDeniedError:
+    return AccessDeniedError(
+        Reason.NOT_VERIFIED,
+        "A guarded task runs only where SecurityMiddleware has verified its message; add the middleware to the "
+        "worker's broker, and kick the task instead of calling it.",
+    )

@@ -1,0 +1,129 @@
+"""What a user adds to a broker, on API, worker and scheduler alike."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from taskiq.abc.broker import AsyncBroker
+from taskiq.abc.middleware import TaskiqMiddleware
+from taskiq.message import BrokerMessage, TaskiqMessage
+from taskiq.result import TaskiqResult
+
+from taskiq_flow_security import acting
+from taskiq_flow_security.acting import Acting
+from taskiq_flow_security.broker import delivery as deliveries
+from taskiq_flow_security.broker import refusal
+from taskiq_flow_security.broker.delivery import Delivery
+from taskiq_flow_security.broker.formatter import SigningFormatter
+from taskiq_flow_security.broker.refusal import DependencyContext
+from taskiq_flow_security.broker.sender import Sender
+from taskiq_flow_security.broker.verifier import Verifier
+from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
+from taskiq_flow_security.core.principal import ANONYMOUS
+from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.security import FlowSecurity, new_id
+
+Kick = Callable[[BrokerMessage], Coroutine[Any, Any, None]]
+
+
+class SecurityMiddleware(TaskiqMiddleware):
+    """Signs every message that the broker sends, and lets none run that it cannot verify and allow.
+
+    ``broker.with_middlewares(SecurityMiddleware(security))`` is all there is to do, wherever it stands among other
+    middlewares: it works through the broker's formatter, which it wraps (and wraps again if another one is set).
+    """
+
+    def __init__(self, security: FlowSecurity) -> None:
+        super().__init__()
+        self.security = security
+        self._formatter: SigningFormatter | None = None
+
+    def set_broker(self, broker: AsyncBroker) -> None:
+        """Take hold of the broker. Raises `ConfigurationError` if it is secured already, or this is another's."""
+        if any(isinstance(other, SecurityMiddleware) for other in broker.middlewares):
+            raise ConfigurationError(
+                "The broker has a SecurityMiddleware already; add one only."
+            )
+        if self.broker not in (None, broker):
+            raise ConfigurationError(
+                "Each broker needs a SecurityMiddleware of its own; make another."
+            )
+        super().set_broker(broker)
+        self._sender = Sender(self.security, broker)
+        self._verifier = Verifier(self.security, broker)
+        self._install()
+
+    def startup(self) -> None:
+        """Make sure that everything is in place before the first message."""
+        self._install()
+        self.security.audit.record(
+            AuditEvent(
+                event=EventName.SYS_STARTUP,
+                time=self.security.clock(),
+                outcome=Outcome.ALLOW,
+                rule=self.security.config.enforcement
+                if self.security.enabled
+                else "security_enabled=False",
+                policy=self.security.policy.hash,
+            )
+        )
+
+    async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+        """Decide in the caller. Raises a `FlowSecurityError` if it may not kick this."""
+        self._install()
+        if self.security.enabled:
+            await self._sender.authorize(message)
+        return message
+
+    async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        """Decide on the worker; a message that may not run is refused by the time that its function would be called."""
+        if self._install():
+            deliveries.current.set(None)  # another formatter has read this message
+        if self.security.enabled:
+            await self._verifier.admit(message)
+        else:
+            deliveries.current.set(Delivery(message.task_id, admitted=ANONYMOUS))
+            acting.become(Acting(ANONYMOUS, new_id()))
+        return message
+
+    def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        """Give a refused message its result."""
+        delivery = deliveries.current.get()
+        if delivery is not None:
+            refusal.settle(delivery, result)
+
+    def _install(self) -> bool:
+        """Put in place what is not, and tell whether the formatter was not."""
+        broker = self.broker
+        if not getattr(broker.kick, "isolated", False):
+            # Instance attributes come first: this is the broker's own kick, for this broker.
+            broker.kick = _isolated(broker.kick)  # type: ignore[assignment]
+        if not self.security.enabled or broker.formatter is self._formatter:
+            return False
+        if not isinstance(broker.custom_dependency_context, DependencyContext):
+            broker.custom_dependency_context = DependencyContext(
+                broker.custom_dependency_context
+            )
+        self._formatter = SigningFormatter(
+            broker.formatter, self._sender, self._verifier
+        )
+        broker.formatter = self._formatter
+        return True
+
+
+def _isolated(kick: Kick) -> Kick:
+    """A kick after which the caller's context is as it was, also where the broker runs the task in place."""
+
+    @functools.wraps(kick)
+    async def isolated_kick(message: BrokerMessage) -> None:
+        delivery = deliveries.current.get()
+        with acting.scope(acting.current()):
+            try:
+                await kick(message)
+            finally:
+                deliveries.current.set(delivery)
+
+    isolated_kick.isolated = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
+    return isolated_kick

@@ -1,0 +1,87 @@
+"""What a message asks for, in the words of the policy. The same on both sides of the wire."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, get_type_hints
+
+from taskiq.decor import AsyncTaskiqDecoratedTask
+from taskiq.message import TaskiqMessage
+from taskiq.receiver.params_parser import parse_params
+
+from taskiq_flow_security.broker.guard import guard_of
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL, read_label
+from taskiq_flow_security.core.guard import Arguments
+from taskiq_flow_security.core.policy import AccessRequest, Decision
+from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import AccessDeniedError
+
+Task = AsyncTaskiqDecoratedTask[Any, Any]
+
+
+def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
+    """The request that running this message is. `task` is the task as it is registered in this process, if it is.
+
+    Raises `AccessDeniedError` where the message does not fit the registered task.
+    """
+    pipeline = _pipeline(message, task)
+    guard = None if task is None else guard_of(task.original_func)
+    if task is None or guard is None or guard.predicate is None:
+        return AccessRequest(Permission.EXECUTE, pipeline, message.task_name, guard)
+    return AccessRequest(
+        Permission.EXECUTE,
+        pipeline,
+        message.task_name,
+        guard,
+        _arguments(message, task),
+    )
+
+
+def access_denied(
+    principal: Principal, request: AccessRequest, decision: Decision
+) -> AccessDeniedError:
+    """The error that says which rule denied what."""
+    return AccessDeniedError(
+        decision.reason,
+        f"{principal.subject} may not {request.permission} {request.resource}, by the rule {decision.rule}.",
+    )
+
+
+def registered_pipeline(task: Task | None) -> str | None:
+    """The pipeline that a task belongs to by registration."""
+    return None if task is None else task.labels.get(PIPELINE_LABEL)
+
+
+def _pipeline(message: TaskiqMessage, task: Task | None) -> str | None:
+    registered = registered_pipeline(task)
+    named = read_label(message, PIPELINE_LABEL)
+    if named is not None and not isinstance(named, str):
+        raise AccessDeniedError(
+            Reason.INVALID_LABEL, "The label pipeline must be a string."
+        )
+    if registered is None:
+        return named
+    if named not in (None, registered):
+        raise AccessDeniedError(
+            Reason.PIPELINE_MISMATCH,
+            "The task belongs to another pipeline than the message names.",
+        )
+    return registered
+
+
+def _arguments(message: TaskiqMessage, task: Task) -> Arguments:
+    """The arguments by name and of the types that the function declares, as TaskIQ will parse them for the call."""
+    function = task.original_func
+    signature = inspect.signature(function)
+    parsed = message.model_copy(
+        update={"args": list(message.args), "kwargs": dict(message.kwargs)}
+    )
+    parse_params(signature, get_type_hints(function), parsed)
+    try:
+        return signature.bind_partial(*parsed.args, **parsed.kwargs).arguments
+    except TypeError:
+        raise AccessDeniedError(
+            Reason.GUARD,
+            "The arguments do not fit the task's parameters, so its guard cannot decide.",
+        ) from None

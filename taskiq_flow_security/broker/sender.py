@@ -1,0 +1,152 @@
+"""The sending side: decides at the kick, signs at the last moment."""
+
+from __future__ import annotations
+
+from taskiq.abc.broker import AsyncBroker
+from taskiq.abc.formatter import TaskiqFormatter
+from taskiq.labels import LabelType
+from taskiq.message import TaskiqMessage
+
+from taskiq_flow_security import acting
+from taskiq_flow_security.acting import Acting
+from taskiq_flow_security.broker import wire
+from taskiq_flow_security.broker.events import record_allowed, record_denied
+from taskiq_flow_security.broker.fidelity import Fidelity
+from taskiq_flow_security.broker.requests import (
+    access_denied,
+    access_request,
+    registered_pipeline,
+)
+from taskiq_flow_security.broker.wire import (
+    PIPELINE_LABEL,
+    QUEUE_TTL_LABEL,
+    SIGNATURE_LABEL,
+)
+from taskiq_flow_security.core.events import EventName
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import (
+    AccessDeniedError,
+    AuthenticationError,
+    FlowSecurityError,
+    UnsignableMessageError,
+)
+from taskiq_flow_security.security import PRINCIPAL_LABEL, FlowSecurity
+
+
+class Sender:
+    """Decides about kicks and signs messages for one broker."""
+
+    def __init__(self, security: FlowSecurity, broker: AsyncBroker) -> None:
+        self._security = security
+        self._broker = broker
+        self._fidelity = Fidelity(broker)
+
+    async def authorize(self, message: TaskiqMessage) -> None:
+        """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
+        security = self._security
+        actor = request = decision = None
+        try:
+            actor = self._actor(message)
+            task = self._broker.find_task(message.task_name)
+            _name_pipeline(message, actor, registered_pipeline(task))
+            request = access_request(message, task)
+            decision = security.decide(actor.principal, request)
+            if not decision.allowed:
+                raise access_denied(actor.principal, request, decision)
+            await security.count_use(actor.principal, request)
+        except FlowSecurityError as error:
+            record_denied(
+                security,
+                message,
+                error,
+                principal=None if actor is None else actor.principal,
+                txn=None if actor is None else actor.txn,
+                request=request,
+                decision=decision,
+            )
+            if not security.monitoring:
+                raise
+
+    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> TaskiqMessage:
+        """The signed message to send in place of this one, which keeps no credential."""
+        security = self._security
+        now = security.clock()
+        given = wire.take_label(message, PRINCIPAL_LABEL)
+        wire.take_label(message, SIGNATURE_LABEL)
+        data = wire.to_wire(message)
+        if not self._fidelity.holds(inner):
+            data = wire.to_wire(
+                inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message)
+            )
+        expires_at = now + _seconds_to_wait(message, security.config.queue_ttl)
+        try:
+            actor = self._actor_of(given)
+            token = security.token_for(actor, now, expires_at)
+        except AuthenticationError:
+            if not security.monitoring:
+                raise
+            return TaskiqMessage.model_construct(**data)
+        data["labels"][PRINCIPAL_LABEL] = token.text
+        text, signature = security.messages.sign(
+            wire.signed_payload(data), now, expires_at
+        )
+        data["labels"][SIGNATURE_LABEL] = text
+        record_allowed(
+            security,
+            EventName.TASK_ENQUEUED,
+            message,
+            token.principal,
+            txn=token.txn,
+            jti=signature.jti,
+            key_id=signature.kid,
+        )
+        return TaskiqMessage.model_construct(**data)
+
+    def _actor(self, message: TaskiqMessage) -> Acting:
+        return self._actor_of(message.labels.get(PRINCIPAL_LABEL))
+
+    def _actor_of(self, given: object) -> Acting:
+        """Who kicks: the principal that the message was given explicitly, else the one that acts here."""
+        if given is not None:
+            token = self._security.principals.verify(given, self._security.clock())
+            return Acting(token.principal, token.txn, token=token, received=True)
+        actor = acting.current()
+        if actor is None:
+            raise AuthenticationError(
+                Reason.NO_PRINCIPAL,
+                "Nobody asks for this task; kick it inside `with security.acting_as(principal):`, or with the labels "
+                "of security.labels_for(principal).",
+            )
+        return actor
+
+
+def _name_pipeline(
+    message: TaskiqMessage, actor: Acting, registered: str | None
+) -> None:
+    """Let the message name the pipeline that the caller acts for, if its task has none by registration."""
+    if actor.pipeline is None or registered is not None:
+        return
+    named = wire.read_label(message, PIPELINE_LABEL)
+    if named is None:
+        message.labels[PIPELINE_LABEL] = actor.pipeline
+        if message.labels_types is not None:
+            message.labels_types[PIPELINE_LABEL] = LabelType.STR
+    elif named != actor.pipeline:
+        raise AccessDeniedError(
+            Reason.PIPELINE_MISMATCH,
+            "The message names another pipeline than the one that the caller acts for.",
+        )
+
+
+def _seconds_to_wait(message: TaskiqMessage, default: float) -> float:
+    """How long the message may wait: the task's own time to live or the default, beyond any delay it asks for."""
+    try:
+        own = float(message.labels.get(QUEUE_TTL_LABEL, default))
+        delay = float(message.labels.get("delay", 0))
+    except (TypeError, ValueError):
+        own = delay = -1
+    if not (0 < own < 1e10 and 0 <= delay < 1e10):
+        raise UnsignableMessageError(
+            "The labels queue_ttl and delay must be numbers of seconds, queue_ttl above 0."
+        )
+    return own + delay

@@ -1,0 +1,239 @@
+"""The receiving side: verifies on arrival, decides before anything runs."""
+
+from __future__ import annotations
+
+import logging
+
+from taskiq.abc.broker import AsyncBroker
+from taskiq.abc.formatter import TaskiqFormatter
+from taskiq.acks import parse_acknowledge_type
+from taskiq.message import TaskiqMessage
+
+from taskiq_flow_security import acting
+from taskiq_flow_security.acting import Acting
+from taskiq_flow_security.broker import delivery as deliveries
+from taskiq_flow_security.broker import refusal, wire
+from taskiq_flow_security.broker.delivery import Delivery
+from taskiq_flow_security.broker.events import record_allowed, record_denied
+from taskiq_flow_security.broker.requests import (
+    access_denied,
+    access_request,
+    registered_pipeline,
+)
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL, SIGNATURE_LABEL
+from taskiq_flow_security.core.events import EventName
+from taskiq_flow_security.core.principal import ANONYMOUS
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import (
+    AccessDeniedError,
+    AuthenticationError,
+    FlowSecurityError,
+)
+from taskiq_flow_security.security import PRINCIPAL_LABEL, FlowSecurity, new_id
+from taskiq_flow_security.tokens.message_signature import MessageSignature
+from taskiq_flow_security.tokens.principal_token import PrincipalToken
+
+_logger = logging.getLogger(__name__)
+
+_UNREADABLE_TASK = "taskiq_flow_security:unreadable"
+"""The task that an unreadable message is for: one that no worker has, so that the receiver acks and drops it."""
+
+_MAX_ID_LENGTH = 256
+
+_STALE = frozenset({Reason.EXPIRED, Reason.NOT_YET_VALID})
+"""The reasons of a message that is genuine, but not now."""
+
+
+class Verifier:
+    """Verifies the messages that one broker receives, and decides about them."""
+
+    def __init__(self, security: FlowSecurity, broker: AsyncBroker) -> None:
+        self._security = security
+        self._broker = broker
+
+    def open(self, data: bytes, inner: TaskiqFormatter) -> TaskiqMessage:
+        """Read and verify a message. What cannot be verified is emptied here, and refused in `admit`."""
+        deliveries.current.set(None)
+        try:
+            message = inner.loads(data)
+        except Exception:
+            message = TaskiqMessage(
+                task_id=new_id(),
+                task_name=_UNREADABLE_TASK,
+                labels={},
+                args=[],
+                kwargs={},
+            )
+            error = AuthenticationError(
+                Reason.UNREADABLE, "The message cannot be read."
+            )
+            self._reject(message, Delivery(message.task_id), error)
+            return message
+        if deliveries.current.get() is not None:
+            return message  # a formatter that was put around this one has called it, and it is verified already
+        delivery = Delivery(message.task_id)
+        deliveries.current.set(delivery)
+        try:
+            delivery.token, delivery.signature = self._verify(message)
+        except AuthenticationError as error:
+            self._reject(message, delivery, error)
+        except Exception:
+            _logger.exception(
+                "A message cannot be verified because of an unexpected error."
+            )
+            self._reject(message, delivery, _internal_error())
+        return message
+
+    async def admit(self, message: TaskiqMessage) -> None:
+        """Decide by this process's own policy whether the message may run; if not, make the receiver refuse it."""
+        delivery = deliveries.current.get()
+        if delivery is None or delivery.task_id != message.task_id or delivery.decided:
+            delivery = Delivery(message.task_id)
+            deliveries.current.set(delivery)
+            wire.take_label(message, SIGNATURE_LABEL)
+            wire.take_label(message, PRINCIPAL_LABEL)
+            self._reject(message, delivery, _not_verified())
+        if (
+            delivery.token is not None
+            and delivery.signature is not None
+            and delivery.error is None
+        ):
+            try:
+                delivery.error = self._decide(
+                    message, delivery.token, delivery.signature
+                )
+            except Exception:
+                _logger.exception(
+                    "A message cannot be decided about because of an unexpected error."
+                )
+                delivery.error = _internal_error()
+        if delivery.error is None or self._security.monitoring:
+            self._let_run(message, delivery)
+        else:
+            await self._refuse(message, delivery, delivery.error)
+
+    def _verify(
+        self, message: TaskiqMessage
+    ) -> tuple[PrincipalToken, MessageSignature]:
+        security = self._security
+        now = security.clock()
+        signed_by = wire.take_label(message, SIGNATURE_LABEL)
+        principal = message.labels.get(PRINCIPAL_LABEL)
+        try:
+            if signed_by is None or principal is None:
+                raise AuthenticationError(
+                    Reason.UNSIGNED, "The message carries no principal or no signature."
+                )
+            payload = wire.received_payload(message)
+            signature = security.messages.verify(signed_by, payload, now)
+            token = security.principals.verify(principal, now)
+            wire.restore(message, payload)
+        finally:
+            wire.take_label(message, PRINCIPAL_LABEL)
+        wire.check_labels(message)
+        return token, signature
+
+    def _decide(
+        self, message: TaskiqMessage, token: PrincipalToken, signature: MessageSignature
+    ) -> AccessDeniedError | None:
+        security, principal = self._security, token.principal
+        request = decision = None
+        try:
+            _check_ack_type(message)
+            request = access_request(message, self._broker.find_task(message.task_name))
+            decision = security.decide(principal, request)
+            if not decision.allowed:
+                raise access_denied(principal, request, decision)
+        except AccessDeniedError as error:
+            record_denied(
+                security,
+                message,
+                error,
+                principal=principal,
+                txn=token.txn,
+                jti=signature.jti,
+                request=request,
+                decision=decision,
+            )
+            return error
+        record_allowed(
+            security,
+            EventName.TASK_AUTHZ_ALLOW,
+            message,
+            principal,
+            txn=token.txn,
+            jti=signature.jti,
+            key_id=signature.kid,
+            request=request,
+            decision=decision,
+        )
+        return None
+
+    def _reject(
+        self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError
+    ) -> None:
+        """Note that a message could not be verified."""
+        record_denied(self._security, message, error)
+        delivery.error = error
+        if (
+            not self._security.monitoring
+            and getattr(error, "reason", None) not in _STALE
+        ):
+            refusal.empty(message)
+
+    def _let_run(self, message: TaskiqMessage, delivery: Delivery) -> None:
+        token = delivery.token
+        principal = ANONYMOUS if token is None else token.principal
+        named = message.labels.get(PIPELINE_LABEL)
+        if registered_pipeline(self._broker.find_task(message.task_name)) is not None:
+            named = None  # known by registration, in every process
+        delivery.admitted = principal
+        acting.become(
+            Acting(
+                principal,
+                new_id() if token is None else token.txn,
+                named,
+                token,
+                token is not None,
+            )
+        )
+
+    async def _refuse(
+        self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError
+    ) -> None:
+        acting.become(None)
+        delivery.keep_result = len(
+            message.task_id
+        ) > _MAX_ID_LENGTH or await refusal.result_exists(self._broker, message.task_id)
+        if delivery.keep_result:
+            # A copy of a message that was answered before: its labels must not lead anybody to other results.
+            refusal.empty(message)
+        refusal.refuse(message, delivery, error)
+
+
+def _check_ack_type(message: TaskiqMessage) -> None:
+    """The receiver reads this label outside of any ``try`` (TaskIQ 0.13): a wrong one would never be acked."""
+    ack_type = message.labels.get("ack_type")
+    if ack_type is None:
+        return
+    try:
+        parse_acknowledge_type(ack_type)
+    except ValueError:
+        raise AccessDeniedError(
+            Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows."
+        ) from None
+
+
+def _not_verified() -> AuthenticationError:
+    return AuthenticationError(
+        Reason.NOT_VERIFIED,
+        "The message did not come through the formatter of SecurityMiddleware; set the broker's formatter before the "
+        "worker starts.",
+    )
+
+
+def _internal_error() -> AccessDeniedError:
+    return AccessDeniedError(
+        Reason.INTERNAL_ERROR,
+        "An unexpected error kept the worker from deciding; its log has it.",
+    )

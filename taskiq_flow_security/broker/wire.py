@@ -1,0 +1,129 @@
+"""What is signed: a message as it travels.
+
+The payload is the JSON of the whole message, every label with its type included, without the signature itself. The
+receiver computes it from what it has read, whatever serializer or formatter carried it, and goes on with what the
+*payload* says: what runs is what was signed, even where a format knows types that JSON does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import from_json, to_json
+from taskiq.labels import LabelType, parse_label, prepare_label
+from taskiq.message import TaskiqMessage
+
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
+from taskiq_flow_security.security import PRINCIPAL_LABEL
+
+SIGNATURE_LABEL = "taskiq_flow_signature"
+"""The label that carries the signature over the message."""
+
+PIPELINE_LABEL = "pipeline"
+QUEUE_TTL_LABEL = "queue_ttl"
+
+WireData = dict[str, Any]
+"""A message as plain JSON values: the fields of `TaskiqMessage`."""
+
+_MAX_DEPTH = 200
+"""pydantic-core reads JSON up to this depth."""
+
+
+def to_wire(message: TaskiqMessage) -> WireData:
+    """The message as plain JSON values. Raises `UnsignableMessageError` for a value that JSON cannot hold."""
+    _prepare_labels(message)
+    try:
+        return message.model_dump(mode="json")
+    except ValueError as error:
+        raise _unsignable(error) from None
+
+
+def signed_payload(data: WireData) -> bytes:
+    """The bytes to sign for a message about to be sent, its principal already in place."""
+    try:
+        payload = to_json(data)
+        if payload.count(b"[") + payload.count(b"{") > _MAX_DEPTH:
+            from_json(payload)  # the receiver must be able to read what it verified
+    except ValueError as error:
+        raise _unsignable(error) from None
+    return payload
+
+
+def received_payload(message: TaskiqMessage) -> bytes:
+    """The bytes that must have been signed for this message, its signature taken off already."""
+    try:
+        return to_json(
+            {
+                "task_id": message.task_id,
+                "task_name": message.task_name,
+                "labels": message.labels,
+                "labels_types": message.labels_types,
+                "args": message.args,
+                "kwargs": message.kwargs,
+            }
+        )
+    except (ValueError, RecursionError):
+        raise AuthenticationError(
+            Reason.MALFORMED, "The message holds values that nobody can sign."
+        ) from None
+
+
+def restore(message: TaskiqMessage, payload: bytes) -> None:
+    """Make the message say what its verified payload says."""
+    data = from_json(payload)
+    message.labels = data["labels"]
+    message.args = data["args"]
+    message.kwargs = data["kwargs"]
+
+
+def take_label(message: TaskiqMessage, name: str) -> object:
+    """Take a label of ours off a message."""
+    if message.labels_types is not None:
+        message.labels_types.pop(name, None)
+    return message.labels.pop(name, None)
+
+
+def read_label(message: TaskiqMessage, name: str) -> object:
+    """The value of a label, whether TaskIQ has parsed it yet or not."""
+    value = message.labels.get(name)
+    if isinstance(value, str) and message.labels_types is not None:
+        return parse_label(value, message.labels_types.get(name))
+    return value
+
+
+def check_labels(message: TaskiqMessage) -> None:
+    """Raise `AuthenticationError` where TaskIQ would drop the message because a label does not parse."""
+    try:
+        for name, label_type in (message.labels_types or {}).items():
+            if name in message.labels:
+                parse_label(message.labels[name], label_type)
+    except Exception:
+        raise AuthenticationError(
+            Reason.INVALID_LABEL, "A label is not of the type it claims."
+        ) from None
+
+
+def _prepare_labels(message: TaskiqMessage) -> None:
+    """Undo `TaskiqMessage.parse_labels` where a message is sent again, which TaskIQ 0.13 does not do itself.
+
+    `Context.requeue` sends labels as they were parsed in place; of bytes, the receiver could not make sense.
+    """
+    types = message.labels_types
+    for name, value in message.labels.items():
+        if isinstance(value, str):
+            continue
+        if isinstance(value, bytes) or (
+            types is not None and types.get(name) not in (None, LabelType.ANY)
+        ):
+            if types is None:
+                types = message.labels_types = {}
+            message.labels[name], types[name] = prepare_label(value)
+
+
+def _unsignable(error: ValueError) -> UnsignableMessageError:
+    # The text of the error quotes the value.
+    return UnsignableMessageError(
+        "The message cannot be signed: its arguments and labels must be what JSON can hold, as text without lone "
+        f"surrogates, UTF-8 bytes, and at most {_MAX_DEPTH} levels deep ({type(error).__name__})."
+    )

@@ -1,0 +1,307 @@
+"""All settings, from fields or ``TASKIQ_FLOW_*`` environment variables, checked once at start-up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from limits import parse_many
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from taskiq_flow_security.core.policy import TASK_PREFIX
+from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission
+from taskiq_flow_security.errors import ConfigurationError
+
+MIN_HS256_SECRET_BYTES = 32
+"""RFC 7518 section 3.2: a key of at least the size of the hash output."""
+
+HASHED_API_KEY = re.compile(r"sha256:[0-9a-f]{64}")
+
+Algorithm = Literal["HS256", "EdDSA", "ES256", "RS256"]
+KeyUse = Literal["issue", "send", "verify"]
+
+
+def _check_hs256_secret(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value().encode()) < MIN_HS256_SECRET_BYTES:
+        raise ValueError(
+            f"must be at least {MIN_HS256_SECRET_BYTES} bytes long (RFC 7518 section 3.2); "
+            'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+        )
+    return secret
+
+
+def _check_rate_limit(limit: str) -> str:
+    try:
+        parse_many(limit)
+    except ValueError:
+        raise ValueError(
+            'is not a rate limit; write it like "100/minute" or "10/second"'
+        ) from None
+    return limit
+
+
+def _check_role_names(roles: Iterable[str]) -> Iterable[str]:
+    if ALL_PIPELINES in roles:
+        raise ValueError('"*" is not a role; list each role by its name')
+    return roles
+
+
+def _split_names(value: object) -> object:
+    if isinstance(value, (set, frozenset, tuple)):
+        return list(value)
+    return value
+
+
+Names = Annotated[
+    list[Annotated[str, Field(min_length=1)]], BeforeValidator(_split_names)
+]
+AclConfig = dict[Permission, Names]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ApiKeyConfig(_Strict):
+    """What one API key stands for."""
+
+    role: str = Field(min_length=1)
+    pipelines: Names = []
+    """The whitelist of pipelines; empty or containing ``"*"`` means all."""
+    permissions: Annotated[list[Permission], BeforeValidator(_split_names)] = []
+    expires_at: AwareDatetime | None = None
+    """From this moment on the key is refused."""
+    subject: str | None = Field(default=None, min_length=1)
+    """The subject of its principals; ``api-key:<id>`` by default."""
+
+
+class SigningKeyConfig(_Strict):
+    """A key for principals (`issue`) and messages (`send`).
+
+    `uses` says what a signature by this key is accepted for. A process signs with it too if it holds the secret or the
+    private key, unless `verify` is among the uses: then it only verifies.
+    """
+
+    kid: str = Field(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
+    alg: Algorithm
+    uses: Annotated[frozenset[KeyUse], Field(min_length=1)]
+    secret: SecretStr | None = None
+    """For HS256, at least 32 bytes."""
+    private_key: SecretStr | None = None
+    """PEM, for all others, where this process signs."""
+    public_key: str | None = None
+    """PEM, for all others, where this process only verifies."""
+    not_before: AwareDatetime | None = None
+    not_after: AwareDatetime | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> SigningKeyConfig:
+        given = [
+            name
+            for name in ("secret", "private_key", "public_key")
+            if getattr(self, name) is not None
+        ]
+        usable = ["secret"] if self.alg == "HS256" else ["private_key", "public_key"]
+        if len(given) != 1 or given[0] not in usable:
+            raise ValueError(
+                f"a key for {self.alg} needs exactly one of: {', '.join(usable)}"
+            )
+        if self.secret is not None:
+            _check_hs256_secret(self.secret)
+        if not self.uses & {"issue", "send"}:
+            raise ValueError(
+                'uses must say what the key is for: add "issue" (principals) or "send" (messages)'
+            )
+        if self.not_before and self.not_after and self.not_before >= self.not_after:
+            raise ValueError("not_before must be earlier than not_after")
+        return self
+
+
+class TaskiqFlowConfig(BaseSettings):
+    """The settings. Each field is read from ``TASKIQ_FLOW_<NAME>`` if it is not given; lists and mappings as JSON.
+
+    Raises `ConfigurationError` naming every field that is wrong, and how to mend it.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="TASKIQ_FLOW_",
+        case_sensitive=False,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    security_enabled: bool = True
+    enforcement: Literal["enforce", "monitor"] = "enforce"
+    """``monitor`` only records what would be refused, and lets it run: for the roll-out."""
+
+    # Authentication
+    auth_provider: Literal["api_key", "jwt"] = "api_key"
+    """The credential this deployment is built on; it must be configured. Others that are configured are accepted too."""
+    api_keys: dict[SecretStr, ApiKeyConfig] = {}
+    """By key, in plain text or as ``sha256:<hex>`` of it."""
+    jwt_secret: SecretStr | None = None
+    """Verifies HS256 bearer tokens; keys for principals and messages are derived from it unless `signing_keys` is set."""
+    jwt_public_keys: list[str] = []
+    """PEM public keys that verify bearer tokens; the type of a key fixes its algorithm."""
+    jwt_jwks_file: Path | None = None
+    """A JWK set (RFC 7517) with public keys that verify bearer tokens."""
+    jwt_audience: str | None = None
+    jwt_issuer: str | None = None
+    unsafe_jwt_without_exp: bool = False
+    """Accept bearer tokens that never expire."""
+
+    # Principals and messages
+    signing_keys: list[SigningKeyConfig] = []
+    """The first usable key signs, all verify. Rotate by putting the new key first."""
+    principal_issuer: str = Field(default="taskiq-flow-security", min_length=1)
+    principal_audience: str = Field(default="taskiq-flow", min_length=1)
+    """Name the environment here, so that no other environment's principals are accepted."""
+    principal_ttl: float = Field(default=172_800, gt=0, le=31_536_000)
+    """Seconds for which an issued principal is accepted; longer than `queue_ttl`."""
+    queue_ttl: float = Field(default=86_400, gt=0, le=31_536_000)
+    """Seconds that a message may wait before it runs; a task's label ``queue_ttl`` overrides it."""
+    clock_leeway: float = Field(default=10, ge=0, le=300)
+    """Seconds by which clocks may differ."""
+
+    # Authorization
+    pipeline_acls: dict[str, AclConfig] = {}
+    task_acls: dict[str, AclConfig] = {}
+
+    # Rate limits
+    rate_limit_enabled: bool = True
+    rate_limit_default: str = "100/minute"
+    rate_limit_storage: SecretStr = SecretStr("memory://")
+    """A storage URL of the `limits` package; ``redis://...`` shares the counters between processes."""
+
+    # HTTP edge
+    require_https: bool = True
+    websocket_require_auth: bool = True
+    websocket_max_connections: int = Field(default=1000, ge=1)
+
+    def __init__(self, **values: Any) -> None:
+        problem = None
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problem = _explain(error)
+        except SettingsError as error:
+            problem = f"{error}: the variable must hold valid JSON"
+        if problem is not None:
+            # Raised out here so that it does not carry its origin along, which quotes keys and values.
+            raise ConfigurationError(problem)
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _check_jwt_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        return None if secret is None else _check_hs256_secret(secret)
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_api_keys(
+        cls, keys: dict[SecretStr, ApiKeyConfig]
+    ) -> dict[SecretStr, ApiKeyConfig]:
+        for key in map(SecretStr.get_secret_value, keys):
+            if not key:
+                raise ValueError("an API key must not be empty")
+            if key.startswith("sha256:") and not HASHED_API_KEY.fullmatch(key):
+                raise ValueError(
+                    'a hashed API key is "sha256:" and 64 lower-case hexadecimal digits'
+                )
+        return keys
+
+    @field_validator("pipeline_acls")
+    @classmethod
+    def _check_pipeline_acls(cls, acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
+        for name in acls:
+            if name.startswith(TASK_PREFIX):
+                raise ValueError(
+                    f'"{name}" is a task; name it in task_acls, without "{TASK_PREFIX}"'
+                )
+        return _check_acls(acls)
+
+    @field_validator("task_acls")
+    @classmethod
+    def _check_task_acls(cls, acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
+        return _check_acls(acls)
+
+    @field_validator("rate_limit_default")
+    @classmethod
+    def _check_rate_limit_default(cls, limit: str) -> str:
+        return _check_rate_limit(limit)
+
+    @field_validator("signing_keys")
+    @classmethod
+    def _check_signing_keys(
+        cls, keys: list[SigningKeyConfig]
+    ) -> list[SigningKeyConfig]:
+        kids = [key.kid for key in keys]
+        if len(set(kids)) != len(kids):
+            raise ValueError("each kid must be used once: a key has one algorithm")
+        return keys
+
+    @model_validator(mode="after")
+    def _check_ttls(self) -> TaskiqFlowConfig:
+        if self.principal_ttl <= self.queue_ttl:
+            raise ValueError(
+                "principal_ttl must be longer than queue_ttl, or principals expire before their messages"
+            )
+        return self
+
+
+def timestamp(moment: datetime | None) -> float | None:
+    """Seconds since the epoch of a moment with a time zone."""
+    return None if moment is None else moment.timestamp()
+
+
+def _check_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
+    for name, acl in acls.items():
+        if name in ("", ALL_PIPELINES):
+            raise ValueError(
+                f'"{name}" is not a name; an ACL names one pipeline or task'
+            )
+        for roles in acl.values():
+            _check_role_names(roles)
+    return acls
+
+
+_PERMISSIONS = ", ".join(Permission)
+_HINTS = {
+    "extra_forbidden": "is not a setting; check the spelling",
+    "missing": "is required",
+}
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for each problem: the field and the mend, never the value, which may be a secret."""
+    lines = []
+    for problem in error.errors(
+        include_url=False, include_context=False, include_input=False
+    ):
+        field = ".".join(_location(problem["loc"])) or "settings"
+        text = _HINTS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        lines.append(f"{field}: {text}")
+    return "The configuration is not usable.\n  " + "\n  ".join(lines)
+
+
+def _location(location: tuple[int | str, ...]) -> Iterable[str]:
+    parts = [str(part) for part in location]
+    if parts and parts[0].lower() == "api_keys" and len(parts) > 1:
+        parts[1] = (
+            "<key>"  # the location of a problem in a mapping is its key, here a secret
+        )
+    return parts

@@ -1,0 +1,1 @@
+"""The pure core: who may do what. No I/O, no clock, no third-party imports."""

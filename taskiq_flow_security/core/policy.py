@@ -1,0 +1,194 @@
+"""Who may do what, as a pure function of policy, principal and request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from taskiq_flow_security.core.guard import Arguments, Guard
+from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission, Principal
+from taskiq_flow_security.core.reasons import Reason
+
+Acl = Mapping[Permission, frozenset[str]]
+"""The roles that each permission is granted to; a permission that is not named is granted to nobody."""
+
+RolesByName = Mapping[str, Mapping[Permission, Iterable[str]]]
+
+TASK_PREFIX = "task:"
+"""A task without a pipeline is the resource ``task:<name>``."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRequest:
+    """What is asked: a permission on a pipeline, or on a task that belongs to none."""
+
+    permission: Permission
+    pipeline: str | None = None
+    task: str | None = None
+    guard: Guard | None = None
+    arguments: Arguments = field(default_factory=dict)
+
+    @property
+    def resource(self) -> str:
+        """The name that a whitelist must contain."""
+        return (
+            self.pipeline if self.pipeline is not None else f"{TASK_PREFIX}{self.task}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to a request: whether, why (a stable code), and by which rule. Truthy if it allows."""
+
+    allowed: bool
+    reason: Reason
+    rule: str
+
+    def __bool__(self) -> bool:
+        return self.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The access control lists, indexed by name: a decision costs the same however many there are."""
+
+    pipeline_acls: Mapping[str, Acl] = field(default_factory=dict)
+    task_acls: Mapping[str, Acl] = field(default_factory=dict)
+    hash: str = field(init=False)
+    """Names this version of the policy in audit events."""
+
+    def __post_init__(self) -> None:
+        text = json.dumps(
+            [_plain(self.pipeline_acls), _plain(self.task_acls)], sort_keys=True
+        )
+        object.__setattr__(self, "hash", hashlib.sha256(text.encode()).hexdigest()[:16])
+
+    @classmethod
+    def from_roles(cls, pipeline_acls: RolesByName, task_acls: RolesByName) -> Policy:
+        """Build a policy from plain lists of roles, by the name of a pipeline or task and by permission."""
+        return cls(_acls(pipeline_acls), _acls(task_acls))
+
+
+def decide(policy: Policy, principal: Principal, request: AccessRequest) -> Decision:
+    """Answer a request. Every step must pass; the first that does not decides."""
+    if (invalid := _invalid_resource(request)) is not None:
+        return _deny(Reason.INVALID_REQUEST, invalid)
+
+    # 1. whitelist
+    whitelist = principal.pipelines
+    if (
+        whitelist
+        and ALL_PIPELINES not in whitelist
+        and request.resource not in whitelist
+    ):
+        return _deny(Reason.WHITELIST, "principal.pipelines")
+
+    # 2. admin
+    explicit = principal.permissions
+    if explicit is not None and Permission.ADMIN in explicit:
+        granted = Decision(True, Reason.ADMIN, "principal.permissions")
+    else:
+        # 3. permission
+        if explicit is not None and request.permission not in explicit:
+            return _deny(Reason.PERMISSION, "principal.permissions")
+        # 4. ACL
+        granted = _decide_acls(policy, principal, request, request.permission)
+        if not granted.allowed:
+            return granted
+
+    # 5. guard
+    if request.guard is not None:
+        return _decide_guard(policy, principal, request, request.guard, granted)
+    return granted
+
+
+def _decide_acls(
+    policy: Policy, principal: Principal, request: AccessRequest, permission: Permission
+) -> Decision:
+    rule = None
+    if (
+        request.pipeline is not None
+        and (acl := policy.pipeline_acls.get(request.pipeline)) is not None
+    ):
+        rule = f"pipeline_acls.{request.pipeline}.{permission}"
+        if principal.roles.isdisjoint(acl.get(permission, ())):
+            return _deny(Reason.ACL, rule)
+    if (
+        request.task is not None
+        and (acl := policy.task_acls.get(request.task)) is not None
+    ):
+        rule = f"task_acls.{request.task}.{permission}"
+        if principal.roles.isdisjoint(acl.get(permission, ())):
+            return _deny(Reason.ACL, rule)
+    if rule is not None:
+        return Decision(True, Reason.ACL, rule)
+    if principal.permissions is None:
+        return _deny(Reason.PERMISSION, "no explicit permission and no ACL")
+    return Decision(True, Reason.PERMISSION, "principal.permissions")
+
+
+def _decide_guard(
+    policy: Policy,
+    principal: Principal,
+    request: AccessRequest,
+    guard: Guard,
+    granted: Decision,
+) -> Decision:
+    if guard.roles and principal.roles.isdisjoint(guard.roles):
+        return _deny(Reason.GUARD, "guard.roles")
+    if guard.permission is not None:
+        carried = principal.permissions
+        if carried is not None and guard.permission not in carried:
+            return _deny(Reason.GUARD, "guard.permission")
+        if (
+            carried is None
+            and not _decide_acls(policy, principal, request, guard.permission).allowed
+        ):
+            return _deny(Reason.GUARD, "guard.permission")
+    if guard.predicate is not None:
+        try:
+            passed = guard.predicate(principal, request.arguments)
+        except Exception as error:
+            return _deny(Reason.GUARD, f"guard.predicate raised {type(error).__name__}")
+        if passed is not True:
+            return _deny(Reason.GUARD, "guard.predicate")
+    return granted
+
+
+def _invalid_resource(request: AccessRequest) -> str | None:
+    if not isinstance(request.permission, Permission):
+        return "unknown permission"
+    if request.pipeline is None:
+        return (
+            None
+            if isinstance(request.task, str) and request.task
+            else "no pipeline and no task"
+        )
+    # A pipeline of this name would pass for the task in a whitelist.
+    if not isinstance(request.pipeline, str) or request.pipeline.startswith(
+        TASK_PREFIX
+    ):
+        return "not the name of a pipeline"
+    if request.pipeline in ("", ALL_PIPELINES):
+        return "not the name of a pipeline"
+    return None
+
+
+def _deny(reason: Reason, rule: str) -> Decision:
+    return Decision(False, reason, rule)
+
+
+def _acls(roles_by_name: RolesByName) -> dict[str, Acl]:
+    return {
+        name: {permission: frozenset(roles) for permission, roles in acl.items()}
+        for name, acl in roles_by_name.items()
+    }
+
+
+def _plain(acls: Mapping[str, Acl]) -> dict[str, dict[str, list[str]]]:
+    return {
+        name: {permission: sorted(roles) for permission, roles in acl.items()}
+        for name, acl in acls.items()
+    }

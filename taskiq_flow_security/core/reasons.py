@@ -1,0 +1,52 @@
+"""The stable codes that say why something was allowed or refused."""
+
+from __future__ import annotations
+
+from taskiq_flow_security.core.string_enum import StringEnum
+
+
+class Reason(StringEnum):
+    """Why a decision fell as it did. The values are a contract: they reach errors, results and audit events."""
+
+    # Allowed, by the step that granted it.
+    ADMIN = "admin"
+    PERMISSION = "permission"
+    ACL = "acl"
+    SECURITY_DISABLED = "security_disabled"
+
+    # Denied by the policy. PERMISSION and ACL deny under their own names too.
+    WHITELIST = "whitelist"
+    GUARD = "guard"
+    RATE_LIMIT = "rate_limit"
+    INVALID_REQUEST = "invalid_request"
+    PIPELINE_MISMATCH = "pipeline_mismatch"
+    API_KEY_REMOVED = "api_key_removed"
+    API_KEY_EXPIRED = "api_key_expired"
+
+    # Not authenticated: credentials.
+    NO_PRINCIPAL = "no_principal"
+    NO_CREDENTIALS = "no_credentials"
+    SEVERAL_CREDENTIALS = "several_credentials"
+    UNKNOWN_API_KEY = "unknown_api_key"
+    BEARER_NOT_ACCEPTED = "bearer_not_accepted"
+
+    # Not authenticated: tokens and signatures.
+    UNSIGNED = "unsigned"
+    OVERSIZED = "oversized"
+    MALFORMED = "malformed"
+    UNKNOWN_KEY = "unknown_key"
+    WRONG_ALGORITHM = "wrong_algorithm"
+    BAD_SIGNATURE = "bad_signature"
+    WRONG_TYPE = "wrong_type"
+    WRONG_ISSUER = "wrong_issuer"
+    WRONG_AUDIENCE = "wrong_audience"
+    INVALID_CLAIMS = "invalid_claims"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    CANNOT_ISSUE = "cannot_issue"
+
+    # Refused because the message or this process is at fault.
+    UNREADABLE = "unreadable"
+    INVALID_LABEL = "invalid_label"
+    NOT_VERIFIED = "not_verified"
+    INTERNAL_ERROR = "internal_error"

@@ -1,0 +1,355 @@
+"""What a caller proves its identity with: an API key, or a bearer token (JWT) of an identity provider."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
+from taskiq_flow_security.tokens.jws import MAX_BYTES, check_times
+
+_HASHED = "sha256:"
+
+_BEARER_TYPES = frozenset({"jwt", "at+jwt"})
+"""RFC 7519 section 5.1 and RFC 9068 section 2.1, in lower case. A token that declares another type is no bearer token."""
+
+_KEY_HEADERS = frozenset({"crit", "jku", "jwk", "x5u", "x5c"})
+"""Header parameters by which a token would bring its own key or its own rules (RFC 8725 section 3.10)."""
+
+_PUBLIC_ALGORITHMS = frozenset(
+    {
+        "RS256",
+        "RS384",
+        "RS512",
+        "PS256",
+        "PS384",
+        "PS512",
+        "ES256",
+        "ES384",
+        "ES512",
+        "EdDSA",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What an API key stands for: it holds an id of the key and its hash, never the key."""
+
+    id: str
+    sha256: str = field(repr=False)
+    subject: str
+    roles: frozenset[str]
+    permissions: frozenset[Permission]
+    pipelines: frozenset[str]
+    expires_at: float | None
+
+    @classmethod
+    def parse(
+        cls,
+        key: str,
+        *,
+        subject: str | None,
+        roles: Iterable[str],
+        permissions: Iterable[str],
+        pipelines: Iterable[str],
+        expires_at: float | None,
+    ) -> ApiKey:
+        """Take a key in plain text, or as ``sha256:<hex>`` of it."""
+        sha256 = key.removeprefix(_HASHED) if key.startswith(_HASHED) else _sha256(key)
+        key_id = _sha256(f"taskiq-flow-security/api-key-id/{sha256}")[:16]
+        return cls(
+            key_id,
+            sha256,
+            subject or f"api-key:{key_id}",
+            frozenset(roles),
+            frozenset(map(Permission, permissions)),
+            frozenset(pipelines),
+            expires_at,
+        )
+
+    def principal(self, txn: str | None = None) -> Principal:
+        """The principal that acts with this key."""
+        return Principal(
+            self.subject,
+            self.roles,
+            self.permissions,
+            self.pipelines,
+            api_key_id=self.id,
+            txn=txn,
+        )
+
+    def expired(self, now: float) -> bool:
+        """Whether the key's time is over."""
+        return self.expires_at is not None and now >= self.expires_at
+
+
+class ApiKeys:
+    """Finds an API key by the hash of what was presented.
+
+    The hash cannot be steered towards a known one, so the time that the look-up takes says nothing about any key.
+    """
+
+    def __init__(self, keys: Iterable[ApiKey]) -> None:
+        self._by_hash = {key.sha256: key for key in keys}
+        self._by_id = {key.id: key for key in self._by_hash.values()}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_hash)
+
+    def authenticate(self, presented: object, now: float) -> ApiKey:
+        """The key that was presented, or `AuthenticationError`."""
+        key = None
+        if isinstance(presented, str) and len(presented) <= MAX_BYTES:
+            key = self._by_hash.get(_sha256(presented))
+        if key is None:
+            raise AuthenticationError(
+                Reason.UNKNOWN_API_KEY, "The API key is not known."
+            )
+        if key.expired(now):
+            raise AuthenticationError(
+                Reason.API_KEY_EXPIRED, "The API key has expired; ask for a new one."
+            )
+        return key
+
+    def find(self, key_id: str) -> ApiKey | None:
+        """The key of this id as it is configured now."""
+        return self._by_id.get(key_id)
+
+
+@dataclass(frozen=True, slots=True)
+class BearerKey:
+    """A key that verifies bearer tokens, with the one algorithm that it is for."""
+
+    alg: str
+    key: Any = field(repr=False)
+    kid: str | None = None
+
+
+class BearerTokens:
+    """Verifies bearer tokens as RFC 8725 asks: the algorithm belongs to the key, and all claims are checked."""
+
+    def __init__(
+        self,
+        keys: Iterable[BearerKey],
+        *,
+        audience: str | None,
+        issuer: str | None,
+        require_exp: bool,
+        leeway: float,
+    ) -> None:
+        self._keys = tuple(keys)
+        self._audience = audience
+        self._issuer = issuer
+        self._required = ["sub", "roles", *(["exp"] if require_exp else [])]
+        self._leeway = leeway
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def authenticate(self, token: object, txn: str, now: float) -> Principal:
+        """The principal of a bearer token, or `AuthenticationError`."""
+        if not self._keys:
+            raise AuthenticationError(
+                Reason.BEARER_NOT_ACCEPTED,
+                "Bearer tokens are not accepted here; set jwt_secret, jwt_public_keys or jwt_jwks_file.",
+            )
+        if not isinstance(token, str):
+            raise AuthenticationError(Reason.MALFORMED, "Not a well-formed token.")
+        if len(token) > MAX_BYTES:
+            raise AuthenticationError(
+                Reason.OVERSIZED, f"A token may have {MAX_BYTES} bytes at most."
+            )
+        try:
+            claims = self._verify(token)
+            principal = _principal(claims, txn)
+            not_before, expires_at = (
+                _seconds(claims, "nbf", 0),
+                _seconds(claims, "exp", math.inf),
+            )
+        except AuthenticationError:
+            raise
+        except jwt.PyJWTError as error:
+            raise _authentication_error(error) from None
+        except Exception:
+            # Whatever a hostile token does to a parser, it must not get anybody in.
+            raise AuthenticationError(
+                Reason.INVALID_CLAIMS, "The token's claims are not as they should be."
+            ) from None
+        check_times(not_before, expires_at, now, self._leeway)
+        return principal
+
+    def _verify(self, token: str) -> dict[str, Any]:
+        header = jwt.get_unverified_header(token)
+        if not _KEY_HEADERS.isdisjoint(header):
+            raise AuthenticationError(
+                Reason.MALFORMED, "The token's header names keys or rules of its own."
+            )
+        if (
+            str(header.get("typ", "JWT")).lower().removeprefix("application/")
+            not in _BEARER_TYPES
+        ):
+            raise AuthenticationError(Reason.WRONG_TYPE, "Not a bearer token.")
+        kid = header.get("kid")
+        keys = [
+            key
+            for key in self._keys
+            if kid is None or key.kid is None or key.kid == kid
+        ]
+        if not keys:
+            raise AuthenticationError(
+                Reason.UNKNOWN_KEY, "No key of this process has that id."
+            )
+        keys = [key for key in keys if key.alg == header.get("alg")]
+        if not keys:
+            raise AuthenticationError(
+                Reason.WRONG_ALGORITHM, "No key of this process is for that algorithm."
+            )
+        for key in keys[:-1]:
+            try:
+                return self._decode(token, key)
+            except jwt.InvalidSignatureError:
+                continue
+        return self._decode(token, keys[-1])
+
+    def _decode(self, token: str, key: BearerKey) -> dict[str, Any]:
+        return jwt.decode(
+            token,
+            key.key,
+            algorithms=[key.alg],
+            audience=self._audience,
+            issuer=self._issuer,
+            # PyJWT would read the clock; the times are checked by the caller.
+            options={
+                "require": self._required,
+                "verify_exp": False,
+                "verify_nbf": False,
+                "verify_iat": False,
+            },
+        )
+
+
+def bearer_key_from_pem(pem: str) -> BearerKey:
+    """A public key from PEM; its type fixes the algorithm. Raises `ConfigurationError`."""
+    try:
+        key = load_pem_public_key(pem.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if isinstance(key, RSAPublicKey) and key.key_size >= 2048:
+        return BearerKey("RS256", key)
+    if isinstance(key, EllipticCurvePublicKey) and key.curve.name == "secp256r1":
+        return BearerKey("ES256", key)
+    if isinstance(key, Ed25519PublicKey):
+        return BearerKey("EdDSA", key)
+    raise ConfigurationError(
+        "jwt_public_keys: give PEM public keys of type RSA (2048 bits or more), P-256 or Ed25519."
+    )
+
+
+def bearer_keys_from_jwks(path: Path) -> list[BearerKey]:
+    """The signature keys of a JWK set file (RFC 7517 section 5). Raises `ConfigurationError`."""
+    try:
+        entries = json.loads(path.read_text())["keys"]
+        keys = [
+            _bearer_key_from_jwk(entry)
+            for entry in entries
+            if entry.get("use", "sig") == "sig"
+        ]
+    except OSError as error:
+        raise ConfigurationError(
+            f"jwt_jwks_file: {path} cannot be read: {error.strerror}"
+        ) from None
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        jwt.PyJWTError,
+    ):
+        keys = []
+    if not keys:
+        raise ConfigurationError(
+            f"jwt_jwks_file: {path} must be a JWK set of public keys for {', '.join(sorted(_PUBLIC_ALGORITHMS))}."
+        )
+    return keys
+
+
+def _bearer_key_from_jwk(entry: dict[str, Any]) -> BearerKey:
+    jwk = jwt.PyJWK(entry)
+    if jwk.algorithm_name not in _PUBLIC_ALGORITHMS or "d" in entry:
+        raise ValueError
+    if jwk.Algorithm.check_key_length(jwk.key) is not None:
+        raise ValueError
+    return BearerKey(jwk.algorithm_name, jwk.key, jwk.key_id)
+
+
+def _principal(claims: dict[str, Any], txn: str) -> Principal:
+    roles, permissions, pipelines = (
+        claims["roles"],
+        claims.get("permissions"),
+        claims.get("pipelines", []),
+    )
+    for names in (roles, permissions or [], pipelines):
+        if not isinstance(names, list):
+            raise TypeError
+    if permissions is not None:
+        # An identity provider names other applications' permissions too; they grant nothing here.
+        permissions = [name for name in permissions if name in set(Permission)]
+    return Principal(claims["sub"], roles, permissions, pipelines, txn=txn)
+
+
+def _seconds(claims: dict[str, Any], name: str, default: float) -> float:
+    value = claims.get(name, default)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or math.isnan(value)
+    ):
+        raise TypeError
+    return value
+
+
+_REASONS: tuple[tuple[type[Exception], Reason, str], ...] = (
+    (jwt.InvalidSignatureError, Reason.BAD_SIGNATURE, "The signature does not match."),
+    (
+        jwt.InvalidAlgorithmError,
+        Reason.WRONG_ALGORITHM,
+        "The key is not for that algorithm.",
+    ),
+    (
+        jwt.InvalidAudienceError,
+        Reason.WRONG_AUDIENCE,
+        "The token is for another audience.",
+    ),
+    (jwt.InvalidIssuerError, Reason.WRONG_ISSUER, "The token is from another issuer."),
+    (jwt.DecodeError, Reason.MALFORMED, "Not a well-formed token."),
+)
+
+
+def _authentication_error(error: jwt.PyJWTError) -> AuthenticationError:
+    for kind, reason, message in _REASONS:
+        if isinstance(error, kind):
+            return AuthenticationError(reason, message)
+    return AuthenticationError(
+        Reason.INVALID_CLAIMS,
+        "The token needs the claims sub, roles (a list) and exp, and whatever is configured.",
+    )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,75 @@
+"""Everything this package raises, one tree under `FlowSecurityError`.
+
+A result backend stores an exception as its class and its positional ``args`` and rebuilds it with
+``cls(*args)`` (taskiq 0.13, ``taskiq/serialization.py``), so each error here is rebuilt from its ``args`` alone,
+which are plain JSON values. No message ever contains a key, a token or an argument of a task.
+"""
+
+from __future__ import annotations
+
+
+class FlowSecurityError(Exception):
+    """Base of every error of this package."""
+
+
+class ConfigurationError(FlowSecurityError):
+    """The configuration is wrong or unsafe; the message names each field and the mend."""
+
+
+class UnsignableMessageError(FlowSecurityError):
+    """A message holds a value that cannot be signed faithfully; nothing was sent."""
+
+
+class _RefusedError(FlowSecurityError):
+    """A refusal with a stable, machine-readable reason."""
+
+    _default = "Refused."
+
+    def __init__(self, reason: str, message: str | None = None) -> None:
+        super().__init__(str(reason), message or self._default)
+
+    @property
+    def reason(self) -> str:
+        """A stable code, one of `taskiq_flow_security.core.reasons.Reason`."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.args[1]} (reason: {self.reason})"
+
+
+class AuthenticationError(_RefusedError):
+    """Nobody, or nobody who can prove it, is asking."""
+
+    _default = "The caller could not be authenticated."
+
+
+class AccessDeniedError(_RefusedError):
+    """The caller is known but may not do this."""
+
+    _default = "The caller may not do this."
+
+
+class RateLimitExceededError(FlowSecurityError):
+    """The caller has used up a rate limit; try again after `retry_after` seconds."""
+
+    def __init__(
+        self, retry_after: float, message: str = "The rate limit is exceeded."
+    ) -> None:
+        super().__init__(float(retry_after), message)
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until the next request can succeed."""
+        return float(self.args[0])
+
+    @property
+    def reason(self) -> str:
+        """Always ``rate_limit``."""
+        return "rate_limit"
+
+    def __str__(self) -> str:
+        return f"{self.args[1]} Try again in {self.retry_after:.0f} s."
+
+
+class BackendUnavailableError(FlowSecurityError):
+    """A store that a decision needs cannot be reached; the request is denied."""

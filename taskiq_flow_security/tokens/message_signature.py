@@ -1,0 +1,85 @@
+"""The label ``taskiq_flow_signature``: a detached JWS over a whole message.
+
+The payload is left out of the token (RFC 7515 appendix F) and signed as it is, not as base64url (RFC 7797). The header
+carries when it was signed, how long the message may wait, and an id of its own.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from pydantic_core import to_json
+
+from taskiq_flow_security.tokens import jws
+from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
+
+TYP = "taskiq-message+jws"
+_HEADER_NAMES = frozenset({"alg", "b64", "crit", "exp", "iat", "jti", "kid", "typ"})
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSignature:
+    """What a verified signature says of its message."""
+
+    kid: str
+    jti: str
+    issued_at: int
+    expires_at: int
+
+
+class MessageSigner:
+    """Signs and verifies messages with the keys for `Use.SEND`."""
+
+    def __init__(self, keyring: Keyring, leeway: float) -> None:
+        self._keyring = keyring
+        self._leeway = leeway
+        self._headers: dict[str, str] = {}
+
+    def sign(
+        self, payload: bytes, now: float, expires_at: float
+    ) -> tuple[str, MessageSignature]:
+        """Sign a message. Raises `AuthenticationError` where this process has no key to send with."""
+        key = self._keyring.signer(Use.SEND, now)
+        signature = MessageSignature(
+            key.kid, secrets.token_hex(12), int(now), int(expires_at)
+        )
+        # Only numbers and hexadecimal digits are filled in, so that nothing needs escaping.
+        times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
+        header = f'{self._header(key)},{times},"jti":"{signature.jti}"}}'
+        protected = jws.encode_segment(header.encode())
+        return (
+            f"{protected.decode()}..{jws.sign(key, protected, payload).decode()}",
+            signature,
+        )
+
+    def verify(self, signature: object, payload: bytes, now: float) -> MessageSignature:
+        """Check that this signature was made over this payload and is valid now, or raise `AuthenticationError`."""
+        token = jws.parse(signature, _HEADER_NAMES, TYP)
+        header = token.header
+        if token.payload or header["b64"] is not False or header["crit"] != ["b64"]:
+            raise jws.malformed()
+        issued_at, expires_at, jti = header["iat"], header["exp"], header["jti"]
+        if (
+            type(issued_at) is not int
+            or type(expires_at) is not int
+            or not isinstance(jti, str)
+        ):
+            raise jws.malformed()
+        key = jws.verify(token, payload, self._keyring, Use.SEND, now, self._leeway)
+        jws.check_times(issued_at, expires_at, now, self._leeway)
+        return MessageSignature(key.kid, jti, issued_at, expires_at)
+
+    def _header(self, key: Key) -> str:
+        """The part of the header that is the same for all messages of a key, its closing brace left out."""
+        header = self._headers.get(key.kid)
+        if header is None:
+            fixed = {
+                "alg": key.alg,
+                "b64": False,
+                "crit": ["b64"],
+                "kid": key.kid,
+                "typ": TYP,
+            }
+            header = self._headers[key.kid] = to_json(fixed).decode()[:-1]
+        return header

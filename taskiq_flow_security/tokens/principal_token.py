@@ -1,0 +1,160 @@
+"""The label ``taskiq_flow_principal``: a principal as a JWT (RFC 7519), issued once and verified once."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.tokens import jws
+from taskiq_flow_security.tokens.keyring import Keyring, Use
+
+TYP = "taskiq-principal+jwt"
+_HEADER_NAMES = frozenset({"alg", "kid", "typ"})
+_CACHE_SIZE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class PrincipalToken:
+    """A principal with the text that proves it."""
+
+    text: str
+    principal: Principal
+    txn: str
+    jti: str
+    kid: str
+    not_before: float
+    expires_at: float
+
+    def __repr__(self) -> str:  # the text is a credential
+        return f"PrincipalToken(subject={self.principal.subject!r}, jti={self.jti!r}, kid={self.kid!r})"
+
+
+class PrincipalTokens:
+    """Issues and verifies principals with the keys for `Use.ISSUE`.
+
+    A verified token is kept by its exact text: only its times and its key are looked at again.
+    """
+
+    def __init__(
+        self, keyring: Keyring, issuer: str, audience: str, leeway: float
+    ) -> None:
+        self._keyring = keyring
+        self._issuer = issuer
+        self._audience = audience
+        self._leeway = leeway
+        self._verified: dict[str, PrincipalToken] = {}
+        self._keeping = threading.Lock()
+
+    def issue(
+        self, principal: Principal, txn: str, now: float, expires_at: float
+    ) -> PrincipalToken:
+        """Sign a principal. Raises `AuthenticationError` where this process has no key to issue with."""
+        key = self._keyring.signer(Use.ISSUE, now)
+        jti = secrets.token_hex(12)
+        header = {"alg": key.alg, "kid": key.kid, "typ": TYP}
+        claims: dict[str, object] = {
+            "iss": self._issuer,
+            "aud": self._audience,
+            "sub": principal.subject,
+            "roles": sorted(principal.roles),
+            "pipelines": sorted(principal.pipelines),
+            "iat": int(now),
+            "nbf": int(now),
+            "exp": int(expires_at),
+            "jti": jti,
+            "txn": txn,
+        }
+        if principal.permissions is not None:
+            claims["permissions"] = sorted(principal.permissions)
+        if principal.api_key_id is not None:
+            claims["api_key_id"] = principal.api_key_id
+        protected = jws.encode_segment(to_json(header))
+        payload = jws.encode_segment(to_json(claims))
+        text = b".".join(
+            (protected, payload, jws.sign(key, protected, payload))
+        ).decode()
+        if len(text) > jws.MAX_BYTES:
+            raise AuthenticationError(
+                Reason.OVERSIZED,
+                f"The principal does not fit into {jws.MAX_BYTES} bytes; give it fewer roles and pipelines.",
+            )
+        token = PrincipalToken(
+            text,
+            replace(principal, txn=txn),
+            txn,
+            jti,
+            key.kid,
+            int(now),
+            int(expires_at),
+        )
+        self._keep(token)
+        return token
+
+    def verify(self, text: object, now: float) -> PrincipalToken:
+        """The principal of a token that this process accepts now, or `AuthenticationError`."""
+        token = self._verified.get(text) if isinstance(text, str) else None
+        if token is not None:
+            self._keyring.verifier(Use.ISSUE, token.kid, now, self._leeway)
+        else:
+            token = self._verify(text, now)
+        jws.check_times(token.not_before, token.expires_at, now, self._leeway)
+        return token
+
+    def _verify(self, text: object, now: float) -> PrincipalToken:
+        parsed = jws.parse(text, _HEADER_NAMES, TYP)
+        key = jws.verify(
+            parsed, parsed.payload, self._keyring, Use.ISSUE, now, self._leeway
+        )
+        try:
+            claims = from_json(jws.decode_segment(parsed.payload))
+            token = self._read(str(text), key.kid, claims)
+        except (KeyError, TypeError, ValueError):
+            raise AuthenticationError(
+                Reason.INVALID_CLAIMS,
+                "The principal's claims are not as they should be.",
+            ) from None
+        self._keep(token)
+        return token
+
+    def _read(self, text: str, kid: str, claims: dict[str, Any]) -> PrincipalToken:
+        if claims["iss"] != self._issuer:
+            raise AuthenticationError(
+                Reason.WRONG_ISSUER, "The principal is from another issuer."
+            )
+        if claims["aud"] != self._audience:
+            raise AuthenticationError(
+                Reason.WRONG_AUDIENCE, "The principal is for another environment."
+            )
+        txn, jti = claims["txn"], claims["jti"]
+        not_before, expires_at = claims["nbf"], claims["exp"]
+        if not (isinstance(txn, str) and isinstance(jti, str)):
+            raise TypeError
+        if not (type(not_before) is int and type(expires_at) is int):
+            raise TypeError
+        principal = Principal(
+            claims["sub"],
+            claims["roles"],
+            _permissions(claims),
+            claims["pipelines"],
+            api_key_id=claims.get("api_key_id"),
+            txn=txn,
+        )
+        return PrincipalToken(text, principal, txn, jti, kid, not_before, expires_at)
+
+    def _keep(self, token: PrincipalToken) -> None:
+        with self._keeping:
+            if len(self._verified) >= _CACHE_SIZE:
+                del self._verified[next(iter(self._verified))]
+            self._verified[token.text] = token
+
+
+def _permissions(claims: dict[str, Any]) -> list[Permission] | None:
+    names = claims.get("permissions")
+    return None if names is None else [Permission(name) for name in names]
