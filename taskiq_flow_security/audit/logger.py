@@ -14,11 +14,15 @@ from taskiq_flow_security.core.events import AuditEvent, Outcome
 
 LOGGER_NAME = "taskiq_flow.audit"
 
-FIELDS = tuple(AuditEvent.__dataclass_fields__)
+FIELDS = AuditEvent._fields
 """The attributes that an audit record has beyond those of every `logging.LogRecord`."""
 
 MAX_FIELD_LENGTH = 256
 """Names and ids in an event can come from a forged message; they are cut off here and control characters escaped."""
+
+_FROM_OUTSIDE = ("rule", "sub", "act", "pipeline", "task", "task_id", "txn", "ip")
+
+_LEVELS = {Outcome.ALLOW: logging.INFO, Outcome.DENY: logging.WARNING}
 
 
 class AuditLogger:
@@ -39,11 +43,15 @@ class AuditLogger:
             wrapper_class=structlog.stdlib.BoundLogger,
         ).bind()
 
+    def records(self, outcome: Outcome) -> bool:
+        """Whether events of this outcome go anywhere; if not, none needs to be made."""
+        return self._logger.isEnabledFor(_LEVELS[outcome])
+
     def record(self, event: AuditEvent) -> None:
         """Record one decision."""
-        level = logging.INFO if event.outcome is Outcome.ALLOW else logging.WARNING
+        level = _LEVELS[event.outcome]
         if self._logger.isEnabledFor(level):
-            self._structlog.log(level, str(event.event), audit=event)
+            self._structlog.log(level, event.event.value, audit=event)
 
 
 def _render(
@@ -51,16 +59,13 @@ def _render(
 ) -> MutableMapping[str, Any]:
     """The structlog processor that turns an event into the keyword arguments of a `logging` call."""
     event: AuditEvent = event_dict["audit"]
-    fields: dict[str, Any] = {}
-    for name in FIELDS:
-        value = getattr(event, name)
-        fields[name] = _clean(value) if type(value) is str else value
-    fields["time"] = datetime.fromtimestamp(event.time, timezone.utc).isoformat(
-        timespec="microseconds"
-    )
-    fields["event"] = str(event.event)
-    fields["outcome"] = str(event.outcome)
-    fields["roles"] = [_clean(role) for role in sorted(event.roles)]
+    fields = event._asdict()
+    fields["time"] = datetime.fromtimestamp(event.time, timezone.utc).isoformat(timespec="microseconds")
+    fields["roles"] = sorted(event.roles)
+    for name in _FROM_OUTSIDE:
+        text = fields[name]
+        if text is not None and not (len(text) <= MAX_FIELD_LENGTH and text.isprintable()):
+            fields[name] = _clean(text)
     return {"msg": event_dict["event"], "extra": fields}
 
 

@@ -29,6 +29,8 @@ def record_allowed(
     decision: Decision | None = None,
 ) -> None:
     """Record that a message was let through; `jti` and `key_id` are those of its signature."""
+    if not security.audit.records(Outcome.ALLOW):
+        return
     security.audit.record(
         AuditEvent(
             event=event,

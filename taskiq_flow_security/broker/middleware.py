@@ -118,12 +118,12 @@ def _isolated(kick: Kick) -> Kick:
 
     @functools.wraps(kick)
     async def isolated_kick(message: BrokerMessage) -> None:
-        delivery = deliveries.current.get()
-        with acting.scope(acting.current()):
-            try:
-                await kick(message)
-            finally:
-                deliveries.current.set(delivery)
+        actor, delivery = acting.current(), deliveries.current.get()
+        try:
+            await kick(message)
+        finally:
+            acting.become(actor)
+            deliveries.current.set(delivery)
 
     isolated_kick.isolated = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
     return isolated_kick

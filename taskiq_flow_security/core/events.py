@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from taskiq_flow_security.core.string_enum import StringEnum
 
@@ -31,8 +31,7 @@ class Outcome(StringEnum):
     DENY = "deny"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEvent:
+class AuditEvent(NamedTuple):
     """One decision. Holds names and identifiers only, never a key, a token or an argument."""
 
     event: EventName

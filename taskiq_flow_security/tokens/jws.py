@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
@@ -20,8 +19,7 @@ MAX_BYTES = 8192
 """Longer tokens are refused before anything is decoded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Jws:
+class Jws(NamedTuple):
     """A token taken apart, its header checked, its signature not yet."""
 
     header: dict[str, Any]
@@ -40,15 +38,17 @@ def encode_segment(data: bytes) -> bytes:
 
 def decode_segment(segment: bytes) -> bytes:
     """The inverse of `encode_segment`, which must be exact: no padding, no other spelling of the same bytes."""
-    try:
-        data = base64.b64decode(
-            segment + b"=" * (-len(segment) % 4), altchars=b"-_", validate=True
-        )
-    except binascii.Error:
-        raise malformed() from None
+    data = _decode(segment)
     if encode_segment(data) != segment:
         raise malformed()
     return data
+
+
+def _decode(segment: bytes) -> bytes:
+    try:
+        return base64.b64decode(segment + b"==="[: -len(segment) % 4], altchars=b"-_", validate=True)
+    except binascii.Error:
+        raise malformed() from None
 
 
 def parse(token: object, header_names: frozenset[str], typ: str) -> Jws:
@@ -64,7 +64,7 @@ def parse(token: object, header_names: frozenset[str], typ: str) -> Jws:
         )
     try:
         protected, payload, signature = token.encode("ascii").split(b".")
-        header = from_json(decode_segment(protected))
+        header = from_json(_decode(protected))  # its spelling is signed, so that any will do
     except ValueError:  # not ASCII, not three segments, not JSON, or too deep
         raise malformed() from None
     if not isinstance(header, dict) or header.keys() != header_names:

@@ -7,7 +7,7 @@ carries when it was signed, how long the message may wait, and an id of its own.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic_core import to_json
 
@@ -18,8 +18,7 @@ TYP = "taskiq-message+jws"
 _HEADER_NAMES = frozenset({"alg", "b64", "crit", "exp", "iat", "jti", "kid", "typ"})
 
 
-@dataclass(frozen=True, slots=True)
-class MessageSignature:
+class MessageSignature(NamedTuple):
     """What a verified signature says of its message."""
 
     kid: str
