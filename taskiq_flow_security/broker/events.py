@@ -6,7 +6,7 @@ from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision
-from taskiq_flow_security.core.principal import Principal
+from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
     AuthenticationError,
@@ -25,7 +25,7 @@ def record_allowed(
     txn: str,
     jti: str,
     key_id: str,
-    request: AccessRequest | None = None,
+    pipeline: str | None,
     decision: Decision | None = None,
 ) -> None:
     """Record that a message was let through; `jti` and `key_id` are those of its signature."""
@@ -41,8 +41,8 @@ def record_allowed(
             policy=security.policy.hash,
             sub=principal.subject,
             roles=principal.roles,
-            pipeline=None if request is None else request.pipeline,
-            permission=None if request is None else request.permission,
+            pipeline=pipeline,
+            permission=Permission.EXECUTE,
             task=message.task_name,
             task_id=message.task_id,
             txn=txn,
@@ -77,7 +77,7 @@ def record_denied(
             sub=None if principal is None else principal.subject,
             roles=frozenset() if principal is None else principal.roles,
             pipeline=None if request is None else request.pipeline,
-            permission=None if request is None else request.permission,
+            permission=Permission.EXECUTE,
             task=message.task_name,
             task_id=message.task_id,
             txn=txn,

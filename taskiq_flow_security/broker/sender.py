@@ -99,6 +99,7 @@ class Sender:
             txn=token.txn,
             jti=signature.jti,
             key_id=signature.kid,
+            pipeline=data["labels"].get(PIPELINE_LABEL),
         )
         return TaskiqMessage.model_construct(**data)
 

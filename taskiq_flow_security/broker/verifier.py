@@ -164,7 +164,7 @@ class Verifier:
             txn=token.txn,
             jti=signature.jti,
             key_id=signature.kid,
-            request=request,
+            pipeline=request.pipeline,
             decision=decision,
         )
         return None
