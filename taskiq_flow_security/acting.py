@@ -27,9 +27,7 @@ class Acting:
     """Whether the token came with a message. Such a token is passed on as it is and never issued again."""
 
 
-_acting: ContextVar[Acting | None] = ContextVar(
-    "taskiq_flow_security_acting", default=None
-)
+_acting: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_acting", default=None)
 
 
 def current() -> Acting | None:

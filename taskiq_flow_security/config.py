@@ -48,9 +48,7 @@ def _check_rate_limit(limit: str) -> str:
     try:
         parse_many(limit)
     except ValueError:
-        raise ValueError(
-            'is not a rate limit; write it like "100/minute" or "10/second"'
-        ) from None
+        raise ValueError('is not a rate limit; write it like "100/minute" or "10/second"') from None
     return limit
 
 
@@ -66,9 +64,7 @@ def _split_names(value: object) -> object:
     return value
 
 
-Names = Annotated[
-    list[Annotated[str, Field(min_length=1)]], BeforeValidator(_split_names)
-]
+Names = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_split_names)]
 AclConfig = dict[Permission, Names]
 
 
@@ -110,22 +106,14 @@ class SigningKeyConfig(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> SigningKeyConfig:
-        given = [
-            name
-            for name in ("secret", "private_key", "public_key")
-            if getattr(self, name) is not None
-        ]
+        given = [name for name in ("secret", "private_key", "public_key") if getattr(self, name) is not None]
         usable = ["secret"] if self.alg == "HS256" else ["private_key", "public_key"]
         if len(given) != 1 or given[0] not in usable:
-            raise ValueError(
-                f"a key for {self.alg} needs exactly one of: {', '.join(usable)}"
-            )
+            raise ValueError(f"a key for {self.alg} needs exactly one of: {', '.join(usable)}")
         if self.secret is not None:
             _check_hs256_secret(self.secret)
         if not self.uses & {"issue", "send"}:
-            raise ValueError(
-                'uses must say what the key is for: add "issue" (principals) or "send" (messages)'
-            )
+            raise ValueError('uses must say what the key is for: add "issue" (principals) or "send" (messages)')
         if self.not_before and self.not_after and self.not_before >= self.not_after:
             raise ValueError("not_before must be earlier than not_after")
         return self
@@ -151,11 +139,11 @@ class TaskiqFlowConfig(BaseSettings):
 
     # Authentication
     auth_provider: Literal["api_key", "jwt"] = "api_key"
-    """The credential this deployment is built on; it must be configured. Others that are configured are accepted too."""
+    """What callers mainly log in with; ``jwt`` must be configured. Every credential that is configured is accepted."""
     api_keys: dict[SecretStr, ApiKeyConfig] = {}
     """By key, in plain text or as ``sha256:<hex>`` of it."""
     jwt_secret: SecretStr | None = None
-    """Verifies HS256 bearer tokens; keys for principals and messages are derived from it unless `signing_keys` is set."""
+    """Verifies HS256 bearer tokens. Without `signing_keys`, the keys for principals and messages are derived from it."""
     jwt_public_keys: list[str] = []
     """PEM public keys that verify bearer tokens; the type of a key fixes its algorithm."""
     jwt_jwks_file: Path | None = None
@@ -212,16 +200,12 @@ class TaskiqFlowConfig(BaseSettings):
 
     @field_validator("api_keys")
     @classmethod
-    def _check_api_keys(
-        cls, keys: dict[SecretStr, ApiKeyConfig]
-    ) -> dict[SecretStr, ApiKeyConfig]:
+    def _check_api_keys(cls, keys: dict[SecretStr, ApiKeyConfig]) -> dict[SecretStr, ApiKeyConfig]:
         for key in map(SecretStr.get_secret_value, keys):
             if not key:
                 raise ValueError("an API key must not be empty")
             if key.startswith("sha256:") and not HASHED_API_KEY.fullmatch(key):
-                raise ValueError(
-                    'a hashed API key is "sha256:" and 64 lower-case hexadecimal digits'
-                )
+                raise ValueError('a hashed API key is "sha256:" and 64 lower-case hexadecimal digits')
         return keys
 
     @field_validator("pipeline_acls")
@@ -229,9 +213,7 @@ class TaskiqFlowConfig(BaseSettings):
     def _check_pipeline_acls(cls, acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
         for name in acls:
             if name.startswith(TASK_PREFIX):
-                raise ValueError(
-                    f'"{name}" is a task; name it in task_acls, without "{TASK_PREFIX}"'
-                )
+                raise ValueError(f'"{name}" is a task; name it in task_acls, without "{TASK_PREFIX}"')
         return _check_acls(acls)
 
     @field_validator("task_acls")
@@ -246,9 +228,7 @@ class TaskiqFlowConfig(BaseSettings):
 
     @field_validator("signing_keys")
     @classmethod
-    def _check_signing_keys(
-        cls, keys: list[SigningKeyConfig]
-    ) -> list[SigningKeyConfig]:
+    def _check_signing_keys(cls, keys: list[SigningKeyConfig]) -> list[SigningKeyConfig]:
         kids = [key.kid for key in keys]
         if len(set(kids)) != len(kids):
             raise ValueError("each kid must be used once: a key has one algorithm")
@@ -257,9 +237,7 @@ class TaskiqFlowConfig(BaseSettings):
     @model_validator(mode="after")
     def _check_ttls(self) -> TaskiqFlowConfig:
         if self.principal_ttl <= self.queue_ttl:
-            raise ValueError(
-                "principal_ttl must be longer than queue_ttl, or principals expire before their messages"
-            )
+            raise ValueError("principal_ttl must be longer than queue_ttl, or principals expire before their messages")
         return self
 
 
@@ -271,9 +249,7 @@ def timestamp(moment: datetime | None) -> float | None:
 def _check_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
     for name, acl in acls.items():
         if name in ("", ALL_PIPELINES):
-            raise ValueError(
-                f'"{name}" is not a name; an ACL names one pipeline or task'
-            )
+            raise ValueError(f'"{name}" is not a name; an ACL names one pipeline or task')
         for roles in acl.values():
             _check_role_names(roles)
     return acls
@@ -289,9 +265,7 @@ _HINTS = {
 def _explain(error: ValidationError) -> str:
     """One line for each problem: the field and the mend, never the value, which may be a secret."""
     lines = []
-    for problem in error.errors(
-        include_url=False, include_context=False, include_input=False
-    ):
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
         field = ".".join(_location(problem["loc"])) or "settings"
         text = _HINTS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         lines.append(f"{field}: {text}")
@@ -301,7 +275,5 @@ def _explain(error: ValidationError) -> str:
 def _location(location: tuple[int | str, ...]) -> Iterable[str]:
     parts = [str(part) for part in location]
     if parts and parts[0].lower() == "api_keys" and len(parts) > 1:
-        parts[1] = (
-            "<key>"  # the location of a problem in a mapping is its key, here a secret
-        )
+        parts[1] = "<key>"  # the location of a problem in a mapping is its key, here a secret
     return parts

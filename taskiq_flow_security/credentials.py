@@ -25,7 +25,7 @@ from taskiq_flow_security.tokens.jws import MAX_BYTES, check_times
 _HASHED = "sha256:"
 
 _BEARER_TYPES = frozenset({"jwt", "at+jwt"})
-"""RFC 7519 section 5.1 and RFC 9068 section 2.1, in lower case. A token that declares another type is no bearer token."""
+"""RFC 7519 section 5.1 and RFC 9068 section 2.1, in lower case. A token of another declared type is no bearer token."""
 
 _KEY_HEADERS = frozenset({"crit", "jku", "jwk", "x5u", "x5c"})
 """Header parameters by which a token would bring its own key or its own rules (RFC 8725 section 3.10)."""
@@ -117,13 +117,9 @@ class ApiKeys:
         if isinstance(presented, str) and len(presented) <= MAX_BYTES:
             key = self._by_hash.get(_sha256(presented))
         if key is None:
-            raise AuthenticationError(
-                Reason.UNKNOWN_API_KEY, "The API key is not known."
-            )
+            raise AuthenticationError(Reason.UNKNOWN_API_KEY, "The API key is not known.")
         if key.expired(now):
-            raise AuthenticationError(
-                Reason.API_KEY_EXPIRED, "The API key has expired; ask for a new one."
-            )
+            raise AuthenticationError(Reason.API_KEY_EXPIRED, "The API key has expired; ask for a new one.")
         return key
 
     def find(self, key_id: str) -> ApiKey | None:
@@ -171,9 +167,7 @@ class BearerTokens:
         if not isinstance(token, str):
             raise AuthenticationError(Reason.MALFORMED, "Not a well-formed token.")
         if len(token) > MAX_BYTES:
-            raise AuthenticationError(
-                Reason.OVERSIZED, f"A token may have {MAX_BYTES} bytes at most."
-            )
+            raise AuthenticationError(Reason.OVERSIZED, f"A token may have {MAX_BYTES} bytes at most.")
         try:
             claims = self._verify(token)
             principal = _principal(claims, txn)
@@ -185,40 +179,24 @@ class BearerTokens:
             raise
         except jwt.PyJWTError as error:
             raise _authentication_error(error) from None
-        except Exception:
-            # Whatever a hostile token does to a parser, it must not get anybody in.
-            raise AuthenticationError(
-                Reason.INVALID_CLAIMS, "The token's claims are not as they should be."
-            ) from None
+        except Exception:  # noqa: BLE001 (whatever a hostile token does to a parser, it gets nobody in)
+            raise AuthenticationError(Reason.INVALID_CLAIMS, "The token's claims are not as they should be.") from None
         check_times(not_before, expires_at, now, self._leeway)
         return principal
 
     def _verify(self, token: str) -> dict[str, Any]:
         header = jwt.get_unverified_header(token)
         if not _KEY_HEADERS.isdisjoint(header):
-            raise AuthenticationError(
-                Reason.MALFORMED, "The token's header names keys or rules of its own."
-            )
-        if (
-            str(header.get("typ", "JWT")).lower().removeprefix("application/")
-            not in _BEARER_TYPES
-        ):
+            raise AuthenticationError(Reason.MALFORMED, "The token's header names keys or rules of its own.")
+        if str(header.get("typ", "JWT")).lower().removeprefix("application/") not in _BEARER_TYPES:
             raise AuthenticationError(Reason.WRONG_TYPE, "Not a bearer token.")
         kid = header.get("kid")
-        keys = [
-            key
-            for key in self._keys
-            if kid is None or key.kid is None or key.kid == kid
-        ]
+        keys = [key for key in self._keys if kid is None or key.kid is None or key.kid == kid]
         if not keys:
-            raise AuthenticationError(
-                Reason.UNKNOWN_KEY, "No key of this process has that id."
-            )
+            raise AuthenticationError(Reason.UNKNOWN_KEY, "No key of this process has that id.")
         keys = [key for key in keys if key.alg == header.get("alg")]
         if not keys:
-            raise AuthenticationError(
-                Reason.WRONG_ALGORITHM, "No key of this process is for that algorithm."
-            )
+            raise AuthenticationError(Reason.WRONG_ALGORITHM, "No key of this process is for that algorithm.")
         for key in keys[:-1]:
             try:
                 return self._decode(token, key)
@@ -255,24 +233,16 @@ def bearer_key_from_pem(pem: str) -> BearerKey:
         return BearerKey("ES256", key)
     if isinstance(key, Ed25519PublicKey):
         return BearerKey("EdDSA", key)
-    raise ConfigurationError(
-        "jwt_public_keys: give PEM public keys of type RSA (2048 bits or more), P-256 or Ed25519."
-    )
+    raise ConfigurationError("jwt_public_keys: give PEM public keys of type RSA (2048 bits or more), P-256 or Ed25519.")
 
 
 def bearer_keys_from_jwks(path: Path) -> list[BearerKey]:
     """The signature keys of a JWK set file (RFC 7517 section 5). Raises `ConfigurationError`."""
     try:
         entries = json.loads(path.read_text())["keys"]
-        keys = [
-            _bearer_key_from_jwk(entry)
-            for entry in entries
-            if entry.get("use", "sig") == "sig"
-        ]
+        keys = [_bearer_key_from_jwk(entry) for entry in entries if entry.get("use", "sig") == "sig"]
     except OSError as error:
-        raise ConfigurationError(
-            f"jwt_jwks_file: {path} cannot be read: {error.strerror}"
-        ) from None
+        raise ConfigurationError(f"jwt_jwks_file: {path} cannot be read: {error.strerror}") from None
     except (
         ValueError,
         TypeError,
@@ -315,11 +285,7 @@ def _principal(claims: dict[str, Any], txn: str) -> Principal:
 
 def _seconds(claims: dict[str, Any], name: str, default: float) -> float:
     value = claims.get(name, default)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or math.isnan(value)
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         raise TypeError
     return value
 

@@ -52,9 +52,7 @@ class AccessDeniedError(_RefusedError):
 class RateLimitExceededError(FlowSecurityError):
     """The caller has used up a rate limit; try again after `retry_after` seconds."""
 
-    def __init__(
-        self, retry_after: float, message: str = "The rate limit is exceeded."
-    ) -> None:
+    def __init__(self, retry_after: float, message: str = "The rate limit is exceeded.") -> None:
         super().__init__(float(retry_after), message)
 
     @property

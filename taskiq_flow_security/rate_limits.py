@@ -23,9 +23,7 @@ class RateLimits:
     """Counts hits against limits such as ``"10/minute"`` or ``"10/minute;100/hour"``."""
 
     def __init__(self, storage_url: str) -> None:
-        asynchronous = (
-            storage_url if storage_url.startswith("async+") else f"async+{storage_url}"
-        )
+        asynchronous = storage_url if storage_url.startswith("async+") else f"async+{storage_url}"
         try:
             storage = storage_from_string(asynchronous)
             self._limiter = MovingWindowRateLimiter(storage)
@@ -55,7 +53,7 @@ class RateLimits:
                 if await self._limiter.hit(item, *identifiers):
                     continue
                 retry_after = await self._retry_after(item, *identifiers)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (each storage raises its client's own errors)
                 raise BackendUnavailableError(
                     f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
                 ) from None

@@ -70,17 +70,11 @@ class FlowSecurity:
         )
         self.messages = MessageSigner(self._keyring, config.clock_leeway)
         if not self.enabled:
-            _logger.warning(
-                "security_enabled is False: every task runs, whoever asks for it."
-            )
+            _logger.warning("security_enabled is False: every task runs, whoever asks for it.")
         elif self.monitoring:
-            _logger.warning(
-                'enforcement is "monitor": what should be refused is recorded and runs.'
-            )
+            _logger.warning('enforcement is "monitor": what should be refused is recorded and runs.')
 
-    async def authenticate(
-        self, *, api_key: str | None = None, bearer: str | None = None
-    ) -> Principal:
+    async def authenticate(self, *, api_key: str | None = None, bearer: str | None = None) -> Principal:
         """The principal of an API key or a bearer token.
 
         Raises `AuthenticationError` for anything else than exactly one credential that is valid now.
@@ -115,17 +109,13 @@ class FlowSecurity:
         return principal
 
     @contextmanager
-    def acting_as(
-        self, principal: Principal, *, pipeline: str | None = None
-    ) -> Iterator[Principal]:
+    def acting_as(self, principal: Principal, *, pipeline: str | None = None) -> Iterator[Principal]:
         """Kick tasks in this principal's name inside the block.
 
         `pipeline` names the pipeline of tasks that belong to none by registration.
         """
         if not isinstance(principal, Principal):
-            raise TypeError(
-                f"acting_as needs a Principal, not {type(principal).__name__}"
-            )
+            raise TypeError(f"acting_as needs a Principal, not {type(principal).__name__}")
         with acting.scope(Acting(principal, self._txn(principal), pipeline)):
             yield principal
 
@@ -137,9 +127,7 @@ class FlowSecurity:
         if not self.enabled:
             return {}
         now = self.clock()
-        token = self.principals.issue(
-            principal, self._txn(principal), now, now + self.config.principal_ttl
-        )
+        token = self.principals.issue(principal, self._txn(principal), now, now + self.config.principal_ttl)
         return {PRINCIPAL_LABEL: token.text}
 
     def explain(
@@ -156,9 +144,7 @@ class FlowSecurity:
         try:
             return self.decide(principal, AccessRequest(Permission(permission), pipeline, task))
         except Exception as error:  # noqa: BLE001 (an explanation never raises; an error means deny)
-            return Decision(
-                False, Reason.INVALID_REQUEST, f"{type(error).__name__} while deciding"
-            )
+            return Decision(False, Reason.INVALID_REQUEST, f"{type(error).__name__} while deciding")
 
     def decide(self, principal: Principal, request: AccessRequest) -> Decision:
         """Answer a request by this process's own configuration as it is now."""
@@ -188,9 +174,7 @@ class FlowSecurity:
         """
         limit = None if request.guard is None else request.guard.rate_limit
         if limit is not None and self.enabled and self.config.rate_limit_enabled:
-            await self.rate_limits.hit(
-                limit, "task", str(request.task), principal.subject
-            )
+            await self.rate_limits.hit(limit, "task", str(request.task), principal.subject)
 
     def token_for(self, actor: Acting, now: float, until: float) -> PrincipalToken:
         """The actor's principal as signed, valid `until` then if it is for this process to say.
@@ -203,14 +187,10 @@ class FlowSecurity:
         if actor.token is None or actor.token.expires_at < until:
             # With this much to spare, the next kicks of the same scope find the token good enough.
             spare = self.config.principal_ttl - self.config.queue_ttl
-            actor.token = self.principals.issue(
-                actor.principal, actor.txn, now, until + spare
-            )
+            actor.token = self.principals.issue(actor.principal, actor.txn, now, until + spare)
         return actor.token
 
-    def _authenticate(
-        self, api_key: str | None, bearer: str | None, txn: str, now: float
-    ) -> Principal:
+    def _authenticate(self, api_key: str | None, bearer: str | None, txn: str, now: float) -> Principal:
         if api_key is not None and bearer is not None:
             raise AuthenticationError(
                 Reason.SEVERAL_CREDENTIALS,
@@ -220,9 +200,7 @@ class FlowSecurity:
             return self._api_keys.authenticate(api_key, now).principal(txn)
         if bearer is not None:
             return self._bearer_tokens.authenticate(bearer, txn, now)
-        raise AuthenticationError(
-            Reason.NO_CREDENTIALS, "Give an API key or a bearer token."
-        )
+        raise AuthenticationError(Reason.NO_CREDENTIALS, "Give an API key or a bearer token.")
 
     def _txn(self, principal: Principal) -> str:
         if principal.txn is not None:
@@ -296,7 +274,7 @@ def _keyring(config: TaskiqFlowConfig) -> Keyring:
     missing = [use for use in Use if not keyring.has(use)]
     if config.security_enabled and missing:
         raise ConfigurationError(
-            f"signing_keys: there is no key for {' and '.join(missing)}; set jwt_secret (at least 32 bytes, the same in "
-            "every process), or give signing_keys for both, or set security_enabled to false."
+            f"signing_keys: there is no key for {' and '.join(missing)}; set jwt_secret (at least 32 bytes, the same "
+            "in every process), or give signing_keys for both, or set security_enabled to false."
         )
     return keyring

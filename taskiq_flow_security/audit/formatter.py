@@ -14,6 +14,4 @@ class AuditFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {name: getattr(record, name, None) for name in FIELDS}
-        return to_json(
-            {name: value for name, value in fields.items() if value not in (None, [])}
-        ).decode()
+        return to_json({name: value for name, value in fields.items() if value not in (None, [])}).decode()

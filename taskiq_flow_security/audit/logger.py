@@ -54,9 +54,7 @@ class AuditLogger:
             self._structlog.log(level, event.event.value, audit=event)
 
 
-def _render(
-    _logger: WrappedLogger, _method: str, event_dict: EventDict
-) -> MutableMapping[str, Any]:
+def _render(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> MutableMapping[str, Any]:
     """The structlog processor that turns an event into the keyword arguments of a `logging` call."""
     event: AuditEvent = event_dict["audit"]
     fields = event._asdict()

@@ -13,7 +13,7 @@ from taskiq_flow_security.tokens.message_signature import MessageSignature
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
 
-class RefusalSignal(NoResultError):
+class RefusalSignal(NoResultError):  # noqa: N818 (it is control flow; the error is what it carries)
     """Ends a refused task before its function runs.
 
     A `NoResultError`, because that is what TaskIQ's receiver and retry middlewares let pass without acting on it.
@@ -44,6 +44,4 @@ class Delivery:
         return self.admitted is not None or self.refusal is not None
 
 
-current: ContextVar[Delivery | None] = ContextVar(
-    "taskiq_flow_security_delivery", default=None
-)
+current: ContextVar[Delivery | None] = ContextVar("taskiq_flow_security_delivery", default=None)

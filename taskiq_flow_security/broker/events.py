@@ -66,9 +66,7 @@ def record_denied(
     """Record that a message was refused or, where refusals are only monitored, would have been."""
     security.audit.record(
         AuditEvent(
-            event=EventName.TASK_AUTHZ_SHADOW_DENY
-            if security.monitoring
-            else _denial(error),
+            event=EventName.TASK_AUTHZ_SHADOW_DENY if security.monitoring else _denial(error),
             time=security.clock(),
             outcome=Outcome.DENY,
             reason=getattr(error, "reason", Reason.INTERNAL_ERROR),
@@ -89,10 +87,7 @@ def record_denied(
 def _denial(error: FlowSecurityError) -> EventName:
     if isinstance(error, RateLimitExceededError):
         return EventName.EXCESS_RATE_LIMIT_EXCEEDED
-    if (
-        not isinstance(error, AuthenticationError)
-        or error.reason == Reason.NO_PRINCIPAL
-    ):
+    if not isinstance(error, AuthenticationError) or error.reason == Reason.NO_PRINCIPAL:
         return EventName.TASK_AUTHZ_DENY
     if error.reason == Reason.EXPIRED:
         return EventName.TASK_TOKEN_EXPIRED

@@ -58,24 +58,16 @@ def guard(
     middleware, or called directly, it raises `AccessDeniedError`. Raises `ConfigurationError` if it cannot be guarded.
     """
     if isinstance(roles, str):
-        raise ConfigurationError(
-            f'guard: roles must be a list of names; write roles=["{roles}"].'
-        )
+        raise ConfigurationError(f'guard: roles must be a list of names; write roles=["{roles}"].')
     if permission is not None and permission not in set(Permission):
-        raise ConfigurationError(
-            f"guard: permission must be one of {', '.join(Permission)}."
-        )
+        raise ConfigurationError(f"guard: permission must be one of {', '.join(Permission)}.")
     if predicate is not None and inspect.iscoroutinefunction(predicate):
-        raise ConfigurationError(
-            "guard: predicate must be a plain function; it decides, it does not wait."
-        )
+        raise ConfigurationError("guard: predicate must be a plain function; it decides, it does not wait.")
     if rate_limit is not None:
         try:
             parse_many(rate_limit)
         except ValueError:
-            raise ConfigurationError(
-                'guard: write rate_limit like "10/minute".'
-            ) from None
+            raise ConfigurationError('guard: write rate_limit like "10/minute".') from None
     rule = Guard(
         None if permission is None else Permission(permission),
         frozenset(roles),
@@ -85,9 +77,7 @@ def guard(
 
     def decorate(function: F) -> F:
         if isinstance(function, AsyncTaskiqDecoratedTask):
-            raise ConfigurationError(
-                "guard: write @guard below @broker.task, directly on the function."
-            )
+            raise ConfigurationError("guard: write @guard below @broker.task, directly on the function.")
         return _guarded(function, rule)
 
     return decorate
@@ -112,9 +102,7 @@ def _guarded(function: F, rule: Guard) -> F:
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
-        async def run_async(
-            *args: Any, _taskiq_flow_admission: object = None, **kwargs: Any
-        ) -> Any:
+        async def run_async(*args: Any, _taskiq_flow_admission: object = None, **kwargs: Any) -> Any:
             with _admitted(_taskiq_flow_admission):
                 return await function(*args, **kwargs)
 
@@ -122,9 +110,7 @@ def _guarded(function: F, rule: Guard) -> F:
     else:
 
         @functools.wraps(function)
-        def run(
-            *args: Any, _taskiq_flow_admission: object = None, **kwargs: Any
-        ) -> Any:
+        def run(*args: Any, _taskiq_flow_admission: object = None, **kwargs: Any) -> Any:
             with _admitted(_taskiq_flow_admission):
                 return function(*args, **kwargs)
 
@@ -138,11 +124,9 @@ def _guarded(function: F, rule: Guard) -> F:
         annotation=Admission,
     )
     others = list(signature.parameters.values())
-    position = len(others) - any(
-        other.kind is inspect.Parameter.VAR_KEYWORD for other in others
-    )
+    position = len(others) - any(other.kind is inspect.Parameter.VAR_KEYWORD for other in others)
     others.insert(position, parameter)
-    setattr(wrapper, "__signature__", signature.replace(parameters=others))
+    wrapper.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]  # see PEP 362
     setattr(wrapper, _GUARD, rule)
     return wrapper  # type: ignore[return-value]  # it has the function's own signature, and one parameter more
 

@@ -43,13 +43,9 @@ class SecurityMiddleware(TaskiqMiddleware):
     def set_broker(self, broker: AsyncBroker) -> None:
         """Take hold of the broker. Raises `ConfigurationError` if it is secured already, or this is another's."""
         if any(isinstance(other, SecurityMiddleware) for other in broker.middlewares):
-            raise ConfigurationError(
-                "The broker has a SecurityMiddleware already; add one only."
-            )
+            raise ConfigurationError("The broker has a SecurityMiddleware already; add one only.")
         if self.broker not in (None, broker):
-            raise ConfigurationError(
-                "Each broker needs a SecurityMiddleware of its own; make another."
-            )
+            raise ConfigurationError("Each broker needs a SecurityMiddleware of its own; make another.")
         super().set_broker(broker)
         self._sender = Sender(self.security, broker)
         self._verifier = Verifier(self.security, broker)
@@ -63,9 +59,7 @@ class SecurityMiddleware(TaskiqMiddleware):
                 event=EventName.SYS_STARTUP,
                 time=self.security.clock(),
                 outcome=Outcome.ALLOW,
-                rule=self.security.config.enforcement
-                if self.security.enabled
-                else "security_enabled=False",
+                rule=self.security.config.enforcement if self.security.enabled else "security_enabled=False",
                 policy=self.security.policy.hash,
             )
         )
@@ -103,12 +97,8 @@ class SecurityMiddleware(TaskiqMiddleware):
         if not self.security.enabled or broker.formatter is self._formatter:
             return False
         if not isinstance(broker.custom_dependency_context, DependencyContext):
-            broker.custom_dependency_context = DependencyContext(
-                broker.custom_dependency_context
-            )
-        self._formatter = SigningFormatter(
-            broker.formatter, self._sender, self._verifier
-        )
+            broker.custom_dependency_context = DependencyContext(broker.custom_dependency_context)
+        self._formatter = SigningFormatter(broker.formatter, self._sender, self._verifier)
         broker.formatter = self._formatter
         return True
 

@@ -20,9 +20,7 @@ from taskiq_flow_security.broker.delivery import Delivery, RefusalSignal
 from taskiq_flow_security.errors import FlowSecurityError
 
 
-def refuse(
-    message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError
-) -> None:
+def refuse(message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
     """Prepare a message so that the receiver refuses it."""
     delivery.refusal = RefusalSignal(error=error)
     message.args = []
@@ -50,7 +48,7 @@ async def result_exists(broker: AsyncBroker, task_id: str) -> bool:
     """Whether a result is stored for this task; assumed where it cannot be found out."""
     try:
         return await broker.result_backend.is_result_ready(task_id)
-    except Exception:
+    except Exception:  # noqa: BLE001 (result backends raise what they like)
         return True
 
 

@@ -38,9 +38,7 @@ def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
     )
 
 
-def access_denied(
-    principal: Principal, request: AccessRequest, decision: Decision
-) -> AccessDeniedError:
+def access_denied(principal: Principal, request: AccessRequest, decision: Decision) -> AccessDeniedError:
     """The error that says which rule denied what."""
     return AccessDeniedError(
         decision.reason,
@@ -57,9 +55,7 @@ def _pipeline(message: TaskiqMessage, task: Task | None) -> str | None:
     registered = registered_pipeline(task)
     named = read_label(message, PIPELINE_LABEL)
     if named is not None and not isinstance(named, str):
-        raise AccessDeniedError(
-            Reason.INVALID_LABEL, "The label pipeline must be a string."
-        )
+        raise AccessDeniedError(Reason.INVALID_LABEL, "The label pipeline must be a string.")
     if registered is None:
         return named
     if named not in (None, registered):
@@ -74,9 +70,7 @@ def _arguments(message: TaskiqMessage, task: Task) -> Arguments:
     """The arguments by name and of the types that the function declares, as TaskIQ will parse them for the call."""
     function = task.original_func
     signature = inspect.signature(function)
-    parsed = message.model_copy(
-        update={"args": list(message.args), "kwargs": dict(message.kwargs)}
-    )
+    parsed = message.model_copy(update={"args": list(message.args), "kwargs": dict(message.kwargs)})
     parse_params(signature, get_type_hints(function), parsed)
     try:
         return signature.bind_partial(*parsed.args, **parsed.kwargs).arguments

@@ -75,9 +75,7 @@ class Sender:
         wire.take_label(message, SIGNATURE_LABEL)
         data = wire.to_wire(message)
         if not self._fidelity.holds(inner):
-            data = wire.to_wire(
-                inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message)
-            )
+            data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
         expires_at = now + _seconds_to_wait(message, security.config.queue_ttl)
         try:
             actor = self._actor_of(given)
@@ -87,9 +85,7 @@ class Sender:
                 raise
             return TaskiqMessage.model_construct(**data)
         data["labels"][PRINCIPAL_LABEL] = token.text
-        text, signature = security.messages.sign(
-            wire.signed_payload(data), now, expires_at
-        )
+        text, signature = security.messages.sign(wire.signed_payload(data), now, expires_at)
         data["labels"][SIGNATURE_LABEL] = text
         record_allowed(
             security,
@@ -121,9 +117,7 @@ class Sender:
         return actor
 
 
-def _name_pipeline(
-    message: TaskiqMessage, actor: Acting, registered: str | None
-) -> None:
+def _name_pipeline(message: TaskiqMessage, actor: Acting, registered: str | None) -> None:
     """Let the message name the pipeline that the caller acts for, if its task has none by registration."""
     if actor.pipeline is None or registered is not None:
         return
@@ -147,7 +141,5 @@ def _seconds_to_wait(message: TaskiqMessage, default: float) -> float:
     except (TypeError, ValueError):
         own = delay = -1
     if not (0 < own < 1e10 and 0 <= delay < 1e10):
-        raise UnsignableMessageError(
-            "The labels queue_ttl and delay must be numbers of seconds, queue_ttl above 0."
-        )
+        raise UnsignableMessageError("The labels queue_ttl and delay must be numbers of seconds, queue_ttl above 0.")
     return own + delay

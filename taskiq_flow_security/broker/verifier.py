@@ -56,7 +56,7 @@ class Verifier:
         deliveries.current.set(None)
         try:
             message = inner.loads(data)
-        except Exception:
+        except Exception:  # noqa: BLE001 (whatever hostile bytes do to a parser)
             message = TaskiqMessage(
                 task_id=new_id(),
                 task_name=_UNREADABLE_TASK,
@@ -64,9 +64,7 @@ class Verifier:
                 args=[],
                 kwargs={},
             )
-            error = AuthenticationError(
-                Reason.UNREADABLE, "The message cannot be read."
-            )
+            error = AuthenticationError(Reason.UNREADABLE, "The message cannot be read.")
             self._reject(message, Delivery(message.task_id), error)
             return message
         if deliveries.current.get() is not None:
@@ -78,9 +76,7 @@ class Verifier:
         except AuthenticationError as error:
             self._reject(message, delivery, error)
         except Exception:
-            _logger.exception(
-                "A message cannot be verified because of an unexpected error."
-            )
+            _logger.exception("A message cannot be verified because of an unexpected error.")
             self._reject(message, delivery, _internal_error())
         return message
 
@@ -93,37 +89,25 @@ class Verifier:
             wire.take_label(message, SIGNATURE_LABEL)
             wire.take_label(message, PRINCIPAL_LABEL)
             self._reject(message, delivery, _not_verified())
-        if (
-            delivery.token is not None
-            and delivery.signature is not None
-            and delivery.error is None
-        ):
+        if delivery.token is not None and delivery.signature is not None and delivery.error is None:
             try:
-                delivery.error = self._decide(
-                    message, delivery.token, delivery.signature
-                )
+                delivery.error = self._decide(message, delivery.token, delivery.signature)
             except Exception:
-                _logger.exception(
-                    "A message cannot be decided about because of an unexpected error."
-                )
+                _logger.exception("A message cannot be decided about because of an unexpected error.")
                 delivery.error = _internal_error()
         if delivery.error is None or self._security.monitoring:
             self._let_run(message, delivery)
         else:
             await self._refuse(message, delivery, delivery.error)
 
-    def _verify(
-        self, message: TaskiqMessage
-    ) -> tuple[PrincipalToken, MessageSignature]:
+    def _verify(self, message: TaskiqMessage) -> tuple[PrincipalToken, MessageSignature]:
         security = self._security
         now = security.clock()
         signed_by = wire.take_label(message, SIGNATURE_LABEL)
         principal = message.labels.get(PRINCIPAL_LABEL)
         try:
             if signed_by is None or principal is None:
-                raise AuthenticationError(
-                    Reason.UNSIGNED, "The message carries no principal or no signature."
-                )
+                raise AuthenticationError(Reason.UNSIGNED, "The message carries no principal or no signature.")
             payload = wire.received_payload(message)
             signature = security.messages.verify(signed_by, payload, now)
             token = security.principals.verify(principal, now)
@@ -169,16 +153,11 @@ class Verifier:
         )
         return None
 
-    def _reject(
-        self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError
-    ) -> None:
+    def _reject(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
         """Note that a message could not be verified."""
         record_denied(self._security, message, error)
         delivery.error = error
-        if (
-            not self._security.monitoring
-            and getattr(error, "reason", None) not in _STALE
-        ):
+        if not self._security.monitoring and getattr(error, "reason", None) not in _STALE:
             refusal.empty(message)
 
     def _let_run(self, message: TaskiqMessage, delivery: Delivery) -> None:
@@ -198,13 +177,11 @@ class Verifier:
             )
         )
 
-    async def _refuse(
-        self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError
-    ) -> None:
+    async def _refuse(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
         acting.become(None)
-        delivery.keep_result = len(
-            message.task_id
-        ) > _MAX_ID_LENGTH or await refusal.result_exists(self._broker, message.task_id)
+        delivery.keep_result = len(message.task_id) > _MAX_ID_LENGTH or await refusal.result_exists(
+            self._broker, message.task_id
+        )
         if delivery.keep_result:
             # A copy of a message that was answered before: its labels must not lead anybody to other results.
             refusal.empty(message)
@@ -219,9 +196,7 @@ def _check_ack_type(message: TaskiqMessage) -> None:
     try:
         parse_acknowledge_type(ack_type)
     except ValueError:
-        raise AccessDeniedError(
-            Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows."
-        ) from None
+        raise AccessDeniedError(Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows.") from None
 
 
 def _not_verified() -> AuthenticationError:

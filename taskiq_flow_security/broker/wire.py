@@ -15,7 +15,6 @@ from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
-from taskiq_flow_security.security import PRINCIPAL_LABEL
 
 SIGNATURE_LABEL = "taskiq_flow_signature"
 """The label that carries the signature over the message."""
@@ -64,9 +63,7 @@ def received_payload(message: TaskiqMessage) -> bytes:
             }
         )
     except (ValueError, RecursionError):
-        raise AuthenticationError(
-            Reason.MALFORMED, "The message holds values that nobody can sign."
-        ) from None
+        raise AuthenticationError(Reason.MALFORMED, "The message holds values that nobody can sign.") from None
 
 
 def restore(message: TaskiqMessage, payload: bytes) -> None:
@@ -98,10 +95,8 @@ def check_labels(message: TaskiqMessage) -> None:
         for name, label_type in (message.labels_types or {}).items():
             if name in message.labels:
                 parse_label(message.labels[name], label_type)
-    except Exception:
-        raise AuthenticationError(
-            Reason.INVALID_LABEL, "A label is not of the type it claims."
-        ) from None
+    except Exception:  # noqa: BLE001 (as TaskIQ's receiver does, which would drop the message)
+        raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.") from None
 
 
 def _prepare_labels(message: TaskiqMessage) -> None:
@@ -113,9 +108,7 @@ def _prepare_labels(message: TaskiqMessage) -> None:
     for name, value in message.labels.items():
         if isinstance(value, str):
             continue
-        if isinstance(value, bytes) or (
-            types is not None and types.get(name) not in (None, LabelType.ANY)
-        ):
+        if isinstance(value, bytes) or (types is not None and types.get(name) not in (None, LabelType.ANY)):
             if types is None:
                 types = message.labels_types = {}
             message.labels[name], types[name] = prepare_label(value)

@@ -11,8 +11,17 @@ from taskiq_flow_security.core.guard import Arguments, Guard
 from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 
-Acl = Mapping[Permission, frozenset[str]]
-"""The roles that each permission is granted to; a permission that is not named is granted to nobody."""
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """The roles that one permission on one pipeline or task is granted to."""
+
+    name: str
+    roles: frozenset[str]
+
+
+Acl = Mapping[Permission, Rule]
+"""A rule for every permission; one that the configuration does not name is granted to nobody."""
 
 RolesByName = Mapping[str, Mapping[Permission, Iterable[str]]]
 
@@ -33,9 +42,7 @@ class AccessRequest:
     @property
     def resource(self) -> str:
         """The name that a whitelist must contain."""
-        return (
-            self.pipeline if self.pipeline is not None else f"{TASK_PREFIX}{self.task}"
-        )
+        return self.pipeline if self.pipeline is not None else f"{TASK_PREFIX}{self.task}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +67,13 @@ class Policy:
     """Names this version of the policy in audit events."""
 
     def __post_init__(self) -> None:
-        text = json.dumps(
-            [_plain(self.pipeline_acls), _plain(self.task_acls)], sort_keys=True
-        )
+        text = json.dumps([_plain(self.pipeline_acls), _plain(self.task_acls)], sort_keys=True)
         object.__setattr__(self, "hash", hashlib.sha256(text.encode()).hexdigest()[:16])
 
     @classmethod
     def from_roles(cls, pipeline_acls: RolesByName, task_acls: RolesByName) -> Policy:
         """Build a policy from plain lists of roles, by the name of a pipeline or task and by permission."""
-        return cls(_acls(pipeline_acls), _acls(task_acls))
+        return cls(_acls("pipeline_acls", pipeline_acls), _acls("task_acls", task_acls))
 
 
 def decide(policy: Policy, principal: Principal, request: AccessRequest) -> Decision:
@@ -78,11 +83,7 @@ def decide(policy: Policy, principal: Principal, request: AccessRequest) -> Deci
 
     # 1. whitelist
     whitelist = principal.pipelines
-    if (
-        whitelist
-        and ALL_PIPELINES not in whitelist
-        and request.resource not in whitelist
-    ):
+    if whitelist and ALL_PIPELINES not in whitelist and request.resource not in whitelist:
         return _deny(Reason.WHITELIST, "principal.pipelines")
 
     # 2. admin
@@ -104,26 +105,16 @@ def decide(policy: Policy, principal: Principal, request: AccessRequest) -> Deci
     return granted
 
 
-def _decide_acls(
-    policy: Policy, principal: Principal, request: AccessRequest, permission: Permission
-) -> Decision:
+def _decide_acls(policy: Policy, principal: Principal, request: AccessRequest, permission: Permission) -> Decision:
     rule = None
-    if (
-        request.pipeline is not None
-        and (acl := policy.pipeline_acls.get(request.pipeline)) is not None
-    ):
-        rule = f"pipeline_acls.{request.pipeline}.{permission}"
-        if principal.roles.isdisjoint(acl.get(permission, ())):
-            return _deny(Reason.ACL, rule)
-    if (
-        request.task is not None
-        and (acl := policy.task_acls.get(request.task)) is not None
-    ):
-        rule = f"task_acls.{request.task}.{permission}"
-        if principal.roles.isdisjoint(acl.get(permission, ())):
-            return _deny(Reason.ACL, rule)
+    for acls, name in ((policy.pipeline_acls, request.pipeline), (policy.task_acls, request.task)):
+        acl = None if name is None else acls.get(name)
+        if acl is not None:
+            rule = acl[permission]
+            if principal.roles.isdisjoint(rule.roles):
+                return _deny(Reason.ACL, rule.name)
     if rule is not None:
-        return Decision(True, Reason.ACL, rule)
+        return Decision(True, Reason.ACL, rule.name)
     if principal.permissions is None:
         return _deny(Reason.PERMISSION, "no explicit permission and no ACL")
     return Decision(True, Reason.PERMISSION, "principal.permissions")
@@ -142,15 +133,12 @@ def _decide_guard(
         carried = principal.permissions
         if carried is not None and guard.permission not in carried:
             return _deny(Reason.GUARD, "guard.permission")
-        if (
-            carried is None
-            and not _decide_acls(policy, principal, request, guard.permission).allowed
-        ):
+        if carried is None and not _decide_acls(policy, principal, request, guard.permission).allowed:
             return _deny(Reason.GUARD, "guard.permission")
     if guard.predicate is not None:
         try:
             passed = guard.predicate(principal, request.arguments)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (an error means deny)
             return _deny(Reason.GUARD, f"guard.predicate raised {type(error).__name__}")
         if passed is not True:
             return _deny(Reason.GUARD, "guard.predicate")
@@ -161,15 +149,9 @@ def _invalid_resource(request: AccessRequest) -> str | None:
     if not isinstance(request.permission, Permission):
         return "unknown permission"
     if request.pipeline is None:
-        return (
-            None
-            if isinstance(request.task, str) and request.task
-            else "no pipeline and no task"
-        )
+        return None if isinstance(request.task, str) and request.task else "no pipeline and no task"
     # A pipeline of this name would pass for the task in a whitelist.
-    if not isinstance(request.pipeline, str) or request.pipeline.startswith(
-        TASK_PREFIX
-    ):
+    if not isinstance(request.pipeline, str) or request.pipeline.startswith(TASK_PREFIX):
         return "not the name of a pipeline"
     if request.pipeline in ("", ALL_PIPELINES):
         return "not the name of a pipeline"
@@ -180,15 +162,15 @@ def _deny(reason: Reason, rule: str) -> Decision:
     return Decision(False, reason, rule)
 
 
-def _acls(roles_by_name: RolesByName) -> dict[str, Acl]:
+def _acls(setting: str, roles_by_name: RolesByName) -> dict[str, Acl]:
     return {
-        name: {permission: frozenset(roles) for permission, roles in acl.items()}
-        for name, acl in roles_by_name.items()
+        name: {
+            permission: Rule(f"{setting}.{name}.{permission}", frozenset(roles.get(permission, ())))
+            for permission in Permission
+        }
+        for name, roles in roles_by_name.items()
     }
 
 
 def _plain(acls: Mapping[str, Acl]) -> dict[str, dict[str, list[str]]]:
-    return {
-        name: {permission: sorted(roles) for permission, roles in acl.items()}
-        for name, acl in acls.items()
-    }
+    return {name: {permission: sorted(rule.roles) for permission, rule in acl.items()} for name, acl in acls.items()}

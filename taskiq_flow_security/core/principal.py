@@ -21,11 +21,7 @@ ALL_PIPELINES = "*"
 
 def _is_name(value: object) -> bool:
     """A non-empty string that every wire format can carry."""
-    return (
-        isinstance(value, str)
-        and value != ""
-        and not any("\ud800" <= c <= "\udfff" for c in value)
-    )
+    return isinstance(value, str) and value != "" and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _names(field: str, values: Iterable[str]) -> frozenset[str]:
@@ -45,7 +41,7 @@ class Principal:
     something; an empty set grants nothing. `pipelines` is the whitelist: empty or containing ``"*"`` means all.
     `api_key_id` names the API key it came from, never the key itself. `txn` joins all that is done for one request.
 
-    Raises `ValueError` or `TypeError` for values that could not be meant, such as a string where a set of names belongs.
+    Raises `ValueError` or `TypeError` for values that cannot be meant, such as one string for a set of names.
     """
 
     subject: str
@@ -69,9 +65,7 @@ class Principal:
             raise ValueError("subject must be a non-empty Unicode string")
         for name in (api_key_id, txn):
             if name is not None and not _is_name(name):
-                raise ValueError(
-                    "api_key_id and txn must be non-empty Unicode strings or None"
-                )
+                raise ValueError("api_key_id and txn must be non-empty Unicode strings or None")
         explicit = None if permissions is None else _names("permissions", permissions)
         set_field = object.__setattr__  # the dataclass is frozen
         set_field(self, "subject", subject)

@@ -59,9 +59,7 @@ def parse(token: object, header_names: frozenset[str], typ: str) -> Jws:
     if not isinstance(token, str):
         raise malformed()
     if len(token) > MAX_BYTES:
-        raise AuthenticationError(
-            Reason.OVERSIZED, f"A token may have {MAX_BYTES} bytes at most."
-        )
+        raise AuthenticationError(Reason.OVERSIZED, f"A token may have {MAX_BYTES} bytes at most.")
     try:
         protected, payload, signature = token.encode("ascii").split(b".")
         header = from_json(_decode(protected))  # its spelling is signed, so that any will do
@@ -76,15 +74,11 @@ def parse(token: object, header_names: frozenset[str], typ: str) -> Jws:
     return Jws(header, protected, payload, decode_segment(signature), header["kid"])
 
 
-def verify(
-    jws: Jws, payload: bytes, keyring: Keyring, use: Use, now: float, leeway: float
-) -> Key:
+def verify(jws: Jws, payload: bytes, keyring: Keyring, use: Use, now: float, leeway: float) -> Key:
     """Check the signature over header and payload; the payload as it was signed. Returns the key that made it."""
     key = keyring.verifier(use, jws.kid, now, leeway)
     if jws.header["alg"] != key.alg:
-        raise AuthenticationError(
-            Reason.WRONG_ALGORITHM, "The key is not for that algorithm."
-        )
+        raise AuthenticationError(Reason.WRONG_ALGORITHM, "The key is not for that algorithm.")
     if not key.verify(jws.protected + b"." + payload, jws.signature):
         raise AuthenticationError(Reason.BAD_SIGNATURE, "The signature does not match.")
     return key
@@ -100,13 +94,9 @@ def malformed() -> AuthenticationError:
     return AuthenticationError(Reason.MALFORMED, "Not a well-formed token.")
 
 
-def check_times(
-    not_before: float, expires_at: float, now: float, leeway: float
-) -> None:
+def check_times(not_before: float, expires_at: float, now: float, leeway: float) -> None:
     """RFC 7519 sections 4.1.4 and 4.1.5; `leeway` in seconds."""
     if now + leeway < not_before:
-        raise AuthenticationError(
-            Reason.NOT_YET_VALID, "Not valid yet; compare the clocks of both machines."
-        )
+        raise AuthenticationError(Reason.NOT_YET_VALID, "Not valid yet; compare the clocks of both machines.")
     if now - leeway >= expires_at:
         raise AuthenticationError(Reason.EXPIRED, "No longer valid; ask again.")

@@ -95,10 +95,7 @@ class Keyring:
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = tuple(keys)
         self._by_kid = {(key.use, key.kid): key for key in self._keys}
-        self._signers = {
-            use: [k for k in self._keys if k.use is use and k.signing is not None]
-            for use in Use
-        }
+        self._signers = {use: [k for k in self._keys if k.use is use and k.signing is not None] for use in Use}
 
     @classmethod
     def from_specs(cls, specs: Iterable[KeySpec]) -> Keyring:
@@ -109,9 +106,7 @@ class Keyring:
     def derived(cls, secret: str) -> Keyring:
         """HS256 keys for every use from one secret, each independent of the others and of the secret itself."""
         kid = f"derived-{_derive(secret, 'kid')[:6].hex()}"
-        return cls.from_specs(
-            [KeySpec(kid=kid, alg="HS256", uses=frozenset(Use), secret=secret)]
-        )
+        return cls.from_specs([KeySpec(kid=kid, alg="HS256", uses=frozenset(Use), secret=secret)])
 
     def has(self, use: Use) -> bool:
         """Whether any key is there to verify this use with."""
@@ -135,9 +130,7 @@ class Keyring:
         """The key of this id for this use. Raises `AuthenticationError` if there is none or its time is over."""
         key = self._by_kid.get((use, kid))
         if key is None or not key.usable(now, leeway):
-            raise AuthenticationError(
-                Reason.UNKNOWN_KEY, "No usable key of this process has that id."
-            )
+            raise AuthenticationError(Reason.UNKNOWN_KEY, "No usable key of this process has that id.")
         return key
 
 
@@ -180,9 +173,7 @@ def _load_pem(spec: KeySpec) -> tuple[Any, Any]:
     algorithm = _ALGORITHMS[spec.alg]
     try:
         if spec.private_key is not None:
-            signing = serialization.load_pem_private_key(
-                spec.private_key.encode(), password=None
-            )
+            signing = serialization.load_pem_private_key(spec.private_key.encode(), password=None)
             if not isinstance(signing, _PRIVATE_KEYS[spec.alg]):
                 raise InvalidKeyError
             verifying = signing.public_key()
@@ -209,6 +200,4 @@ def _load_pem(spec: KeySpec) -> tuple[Any, Any]:
 def _derive(secret: str, purpose: str) -> bytes:
     """HKDF (RFC 5869) with an `info` of its own for each purpose."""
     info = f"taskiq-flow-security/v1/{purpose}".encode()
-    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(
-        secret.encode()
-    )
+    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(secret.encode())

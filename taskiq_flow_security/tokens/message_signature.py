@@ -35,14 +35,10 @@ class MessageSigner:
         self._leeway = leeway
         self._headers: dict[str, str] = {}
 
-    def sign(
-        self, payload: bytes, now: float, expires_at: float
-    ) -> tuple[str, MessageSignature]:
+    def sign(self, payload: bytes, now: float, expires_at: float) -> tuple[str, MessageSignature]:
         """Sign a message. Raises `AuthenticationError` where this process has no key to send with."""
         key = self._keyring.signer(Use.SEND, now)
-        signature = MessageSignature(
-            key.kid, secrets.token_hex(12), int(now), int(expires_at)
-        )
+        signature = MessageSignature(key.kid, secrets.token_hex(12), int(now), int(expires_at))
         # Only numbers and hexadecimal digits are filled in, so that nothing needs escaping.
         times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
         header = f'{self._header(key)},{times},"jti":"{signature.jti}"}}'
@@ -59,11 +55,7 @@ class MessageSigner:
         if token.payload or header["b64"] is not False or header["crit"] != ["b64"]:
             raise jws.malformed()
         issued_at, expires_at, jti = header["iat"], header["exp"], header["jti"]
-        if (
-            type(issued_at) is not int
-            or type(expires_at) is not int
-            or not isinstance(jti, str)
-        ):
+        if type(issued_at) is not int or type(expires_at) is not int or not isinstance(jti, str):
             raise jws.malformed()
         key = jws.verify(token, payload, self._keyring, Use.SEND, now, self._leeway)
         jws.check_times(issued_at, expires_at, now, self._leeway)

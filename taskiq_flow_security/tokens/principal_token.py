@@ -42,9 +42,7 @@ class PrincipalTokens:
     A verified token is kept by its exact text: only its times and its key are looked at again.
     """
 
-    def __init__(
-        self, keyring: Keyring, issuer: str, audience: str, leeway: float
-    ) -> None:
+    def __init__(self, keyring: Keyring, issuer: str, audience: str, leeway: float) -> None:
         self._keyring = keyring
         self._issuer = issuer
         self._audience = audience
@@ -52,9 +50,7 @@ class PrincipalTokens:
         self._verified: dict[str, PrincipalToken] = {}
         self._keeping = threading.Lock()
 
-    def issue(
-        self, principal: Principal, txn: str, now: float, expires_at: float
-    ) -> PrincipalToken:
+    def issue(self, principal: Principal, txn: str, now: float, expires_at: float) -> PrincipalToken:
         """Sign a principal. Raises `AuthenticationError` where this process has no key to issue with."""
         key = self._keyring.signer(Use.ISSUE, now)
         jti = secrets.token_hex(12)
@@ -77,9 +73,7 @@ class PrincipalTokens:
             claims["api_key_id"] = principal.api_key_id
         protected = jws.encode_segment(to_json(header))
         payload = jws.encode_segment(to_json(claims))
-        text = b".".join(
-            (protected, payload, jws.sign(key, protected, payload))
-        ).decode()
+        text = b".".join((protected, payload, jws.sign(key, protected, payload))).decode()
         if len(text) > jws.MAX_BYTES:
             raise AuthenticationError(
                 Reason.OVERSIZED,
@@ -109,9 +103,7 @@ class PrincipalTokens:
 
     def _verify(self, text: object, now: float) -> PrincipalToken:
         parsed = jws.parse(text, _HEADER_NAMES, TYP)
-        key = jws.verify(
-            parsed, parsed.payload, self._keyring, Use.ISSUE, now, self._leeway
-        )
+        key = jws.verify(parsed, parsed.payload, self._keyring, Use.ISSUE, now, self._leeway)
         try:
             claims = from_json(jws.decode_segment(parsed.payload))
             token = self._read(str(text), key.kid, claims)
@@ -125,13 +117,9 @@ class PrincipalTokens:
 
     def _read(self, text: str, kid: str, claims: dict[str, Any]) -> PrincipalToken:
         if claims["iss"] != self._issuer:
-            raise AuthenticationError(
-                Reason.WRONG_ISSUER, "The principal is from another issuer."
-            )
+            raise AuthenticationError(Reason.WRONG_ISSUER, "The principal is from another issuer.")
         if claims["aud"] != self._audience:
-            raise AuthenticationError(
-                Reason.WRONG_AUDIENCE, "The principal is for another environment."
-            )
+            raise AuthenticationError(Reason.WRONG_AUDIENCE, "The principal is for another environment.")
         txn, jti = claims["txn"], claims["jti"]
         not_before, expires_at = claims["nbf"], claims["exp"]
         if not (isinstance(txn, str) and isinstance(jti, str)):
