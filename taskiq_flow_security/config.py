@@ -143,7 +143,7 @@ class TaskiqFlowConfig(BaseSettings):
     api_keys: dict[SecretStr, ApiKeyConfig] = {}
     """By key, in plain text or as ``sha256:<hex>`` of it."""
     jwt_secret: SecretStr | None = None
-    """Verifies HS256 bearer tokens. Without `signing_keys`, the keys for principals and messages are derived from it."""
+    """Verifies HS256 bearer tokens; without `signing_keys`, keys for principals and messages are derived from it."""
     jwt_public_keys: list[str] = []
     """PEM public keys that verify bearer tokens; the type of a key fixes its algorithm."""
     jwt_jwks_file: Path | None = None
