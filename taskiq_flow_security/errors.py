@@ -71,3 +71,8 @@ class RateLimitExceededError(FlowSecurityError):
 
 class BackendUnavailableError(FlowSecurityError):
     """A store that a decision needs cannot be reached; the request is denied."""
+
+    @property
+    def reason(self) -> str:
+        """Always ``backend_unavailable``."""
+        return "backend_unavailable"

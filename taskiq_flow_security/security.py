@@ -34,6 +34,8 @@ from taskiq_flow_security.tokens.principal_token import PrincipalToken, Principa
 
 _logger = logging.getLogger(__name__)
 
+_MIN_API_KEY_LENGTH = 20
+
 PRINCIPAL_LABEL = "taskiq_flow_principal"
 """The label that carries the principal."""
 
@@ -215,7 +217,7 @@ def new_id() -> str:
 
 
 def _api_keys(config: TaskiqFlowConfig) -> ApiKeys:
-    return ApiKeys(
+    keys = [
         ApiKey.parse(
             key.get_secret_value(),
             subject=entry.subject,
@@ -225,7 +227,17 @@ def _api_keys(config: TaskiqFlowConfig) -> ApiKeys:
             expires_at=timestamp(entry.expires_at),
         )
         for key, entry in config.api_keys.items()
-    )
+    ]
+    if len({key.id for key in keys}) != len(keys):
+        raise ConfigurationError("api_keys: a key is given twice, in plain text and hashed; keep one of them.")
+    guessable = [key for key in config.api_keys if len(key.get_secret_value()) < _MIN_API_KEY_LENGTH]
+    if guessable:
+        _logger.warning(
+            "%d of the API keys have fewer than %d characters and can be guessed; make them with secrets.token_urlsafe().",
+            len(guessable),
+            _MIN_API_KEY_LENGTH,
+        )
+    return ApiKeys(keys)
 
 
 def _bearer_tokens(config: TaskiqFlowConfig) -> BearerTokens:

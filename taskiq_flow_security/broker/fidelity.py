@@ -10,7 +10,7 @@ from taskiq_flow_security.broker.wire import to_wire
 
 _PROBE = [
     {"b": None, "a": True, "\u00e9\u4e2d\U0001f511": "\u00e9\u4e2d\U0001f511\x00\n"},
-    [0.1, -0.0, 1e-300, 2.5, 2**53 + 1, -(2**63), 2**63 - 1, "", [], {}],
+    [0.1, -0.0, 1e-300, 2.5, float("nan"), float("inf"), 2**53 + 1, -(2**63), 2**63 - 1, "", [], {}],
 ]
 """What formats are known to change: the order of keys, the precision of numbers, text beyond ASCII."""
 

@@ -33,7 +33,8 @@ def refuse(message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError)
 def settle(delivery: Delivery, result: TaskiqResult[Any]) -> None:
     """Give a refused task its result, unless another is there already."""
     if delivery.refusal is not None and not delivery.keep_result:
-        result.error = delivery.refusal.error
+        # Its frames hold the message and its tokens.
+        result.error = delivery.refusal.error.with_traceback(None)
 
 
 def empty(message: TaskiqMessage) -> None:

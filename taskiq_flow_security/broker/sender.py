@@ -74,8 +74,6 @@ class Sender:
         given = wire.take_label(message, PRINCIPAL_LABEL)
         wire.take_label(message, SIGNATURE_LABEL)
         data = wire.to_wire(message)
-        if not self._fidelity.holds(inner):
-            data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
         expires_at = now + _seconds_to_wait(message, security.config.queue_ttl)
         try:
             actor = self._actor_of(given)
@@ -85,6 +83,8 @@ class Sender:
                 raise
             return TaskiqMessage.model_construct(**data)
         data["labels"][PRINCIPAL_LABEL] = token.text
+        if not self._fidelity.holds(inner):
+            data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
         text, signature = security.messages.sign(wire.signed_payload(data), now, expires_at)
         data["labels"][SIGNATURE_LABEL] = text
         record_allowed(

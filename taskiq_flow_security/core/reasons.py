@@ -18,6 +18,7 @@ class Reason(StringEnum):
     WHITELIST = "whitelist"
     GUARD = "guard"
     RATE_LIMIT = "rate_limit"
+    BACKEND_UNAVAILABLE = "backend_unavailable"
     INVALID_REQUEST = "invalid_request"
     PIPELINE_MISMATCH = "pipeline_mismatch"
     API_KEY_REMOVED = "api_key_removed"
