@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import sys
 
 from taskiq import InMemoryBroker, TaskiqDepends
@@ -17,16 +18,19 @@ from taskiq_flow_security import (
     guard,
 )
 
+PROCESSOR_KEY = secrets.token_urlsafe()
+VIEWER_KEY = secrets.token_urlsafe()
+
 security = FlowSecurity(
     TaskiqFlowConfig(
-        jwt_secret="an-example-secret-of-at-least-32-bytes",
+        jwt_secret=secrets.token_urlsafe(32),  # in a deployment, the same in every process
         api_keys={
-            "processor-key": {
+            PROCESSOR_KEY: {
                 "role": "processor",
                 "pipelines": ["data-pipeline"],
                 "permissions": ["read", "execute"],
             },
-            "viewer-key": {
+            VIEWER_KEY: {
                 "role": "viewer",
                 "pipelines": ["data-pipeline"],
                 "permissions": ["read"],
@@ -50,13 +54,13 @@ async def main() -> None:
     await broker.startup()
 
     print("\nA processor may run the pipeline:")
-    processor = await security.authenticate(api_key="processor-key")
+    processor = await security.authenticate(api_key=PROCESSOR_KEY)
     with security.acting_as(processor):
         task = await clean.kiq([1, -2, 3])
     print("  result:", (await task.get_result()).return_value)
 
     print("\nA viewer may not; the kick raises before anything is sent:")
-    viewer = await security.authenticate(api_key="viewer-key")
+    viewer = await security.authenticate(api_key=VIEWER_KEY)
     try:
         with security.acting_as(viewer):
             await clean.kiq([1, -2, 3])
@@ -94,4 +98,5 @@ if __name__ == "__main__":
     audit = logging.getLogger("taskiq_flow.audit")
     audit.addHandler(handler)
     audit.propagate = False
+    logging.getLogger("taskiq").setLevel(logging.ERROR)  # it warns of each refusal in its own words
     asyncio.run(main())

@@ -233,7 +233,7 @@ def _api_keys(config: TaskiqFlowConfig) -> ApiKeys:
     guessable = [key for key in config.api_keys if len(key.get_secret_value()) < _MIN_API_KEY_LENGTH]
     if guessable:
         _logger.warning(
-            "%d of the API keys have fewer than %d characters and can be guessed; make them with secrets.token_urlsafe().",
+            "%d API keys have fewer than %d characters and can be guessed; make them with secrets.token_urlsafe().",
             len(guessable),
             _MIN_API_KEY_LENGTH,
         )
