@@ -14,6 +14,7 @@ from taskiq_flow_security.errors import (
     RateLimitExceededError,
 )
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.message_signature import MessageSignature
 
 
 def record_allowed(
@@ -23,14 +24,11 @@ def record_allowed(
     principal: Principal,
     *,
     txn: str,
-    jti: str,
-    key_id: str,
+    signature: MessageSignature,
     pipeline: str | None,
     decision: Decision | None = None,
 ) -> None:
-    """Record that a message was let through; `jti` and `key_id` are those of its signature."""
-    if not security.audit.records(Outcome.ALLOW):
-        return
+    """Record that a message was let through."""
     security.audit.record(
         AuditEvent(
             event=event,
@@ -46,8 +44,8 @@ def record_allowed(
             task=message.task_name,
             task_id=message.task_id,
             txn=txn,
-            jti=jti,
-            key_id=key_id,
+            jti=signature.jti,
+            key_id=signature.kid,
         )
     )
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Protocol
 
 from taskiq.abc.formatter import TaskiqFormatter
+from taskiq.formatters.proxy_formatter import ProxyFormatter
 from taskiq.message import BrokerMessage, TaskiqMessage
+
+from taskiq_flow_security.broker.wire import WireData
 
 
 class Sealer(Protocol):
     """Signs messages."""
 
-    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> TaskiqMessage:
+    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireData:
         """The message to send in place of this one."""
 
 
@@ -36,7 +39,16 @@ class SigningFormatter(TaskiqFormatter):
 
     def dumps(self, message: TaskiqMessage) -> BrokerMessage:
         """Sign, then dump as the broker's formatter does."""
-        return self.inner.dumps(self._sealer.seal(message, self.inner))
+        data = self._sealer.seal(message, self.inner)
+        if type(self.inner) is ProxyFormatter:
+            # TaskIQ's default: this is what it does, but for dumping the message to plain values once more.
+            return BrokerMessage(
+                task_id=data["task_id"],
+                task_name=data["task_name"],
+                message=self.inner.broker.serializer.dumpb(data),
+                labels=data["labels"],
+            )
+        return self.inner.dumps(TaskiqMessage.model_construct(**data))
 
     def loads(self, message: bytes) -> TaskiqMessage:
         """Load as the broker's formatter does, then verify."""

@@ -76,7 +76,9 @@ class SecurityMiddleware(TaskiqMiddleware):
         if self._install():
             deliveries.current.set(None)  # another formatter has read this message
         if self.security.enabled:
-            await self._verifier.admit(message)
+            delivery = self._verifier.admit(message)
+            if delivery.admitted is None:
+                await self._verifier.refuse(message, delivery)
         else:
             deliveries.current.set(Delivery(message.task_id, admitted=ANONYMOUS))
             acting.become(Acting(ANONYMOUS, new_id()))

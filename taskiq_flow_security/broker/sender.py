@@ -17,12 +17,8 @@ from taskiq_flow_security.broker.requests import (
     access_request,
     registered_pipeline,
 )
-from taskiq_flow_security.broker.wire import (
-    PIPELINE_LABEL,
-    QUEUE_TTL_LABEL,
-    SIGNATURE_LABEL,
-)
-from taskiq_flow_security.core.events import EventName
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL, QUEUE_TTL_LABEL, SIGNATURE_LABEL, WireData
+from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
     AccessDeniedError,
@@ -53,7 +49,8 @@ class Sender:
             decision = security.decide(actor.principal, request)
             if not decision.allowed:
                 raise access_denied(actor.principal, request, decision)
-            await security.count_use(actor.principal, request)
+            if request.guard is not None:
+                await security.count_use(actor.principal, request)
         except FlowSecurityError as error:
             record_denied(
                 security,
@@ -67,7 +64,7 @@ class Sender:
             if not security.monitoring:
                 raise
 
-    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> TaskiqMessage:
+    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireData:
         """The signed message to send in place of this one, which keeps no credential."""
         security = self._security
         now = security.clock()
@@ -81,23 +78,23 @@ class Sender:
         except AuthenticationError:
             if not security.monitoring:
                 raise
-            return TaskiqMessage.model_construct(**data)
+            return data
         data["labels"][PRINCIPAL_LABEL] = token.text
         if not self._fidelity.holds(inner):
             data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
         text, signature = security.messages.sign(wire.signed_payload(data), now, expires_at)
         data["labels"][SIGNATURE_LABEL] = text
-        record_allowed(
-            security,
-            EventName.TASK_ENQUEUED,
-            message,
-            token.principal,
-            txn=token.txn,
-            jti=signature.jti,
-            key_id=signature.kid,
-            pipeline=data["labels"].get(PIPELINE_LABEL),
-        )
-        return TaskiqMessage.model_construct(**data)
+        if security.audit.records(Outcome.ALLOW):
+            record_allowed(
+                security,
+                EventName.TASK_ENQUEUED,
+                message,
+                token.principal,
+                txn=token.txn,
+                signature=signature,
+                pipeline=data["labels"].get(PIPELINE_LABEL),
+            )
+        return data
 
     def _actor(self, message: TaskiqMessage) -> Acting:
         return self._actor_of(message.labels.get(PRINCIPAL_LABEL))

@@ -21,7 +21,7 @@ from taskiq_flow_security.broker.requests import (
     registered_pipeline,
 )
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, SIGNATURE_LABEL
-from taskiq_flow_security.core.events import EventName
+from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -80,8 +80,11 @@ class Verifier:
             self._reject(message, delivery, _internal_error())
         return message
 
-    async def admit(self, message: TaskiqMessage) -> None:
-        """Decide by this process's own policy whether the message may run; if not, make the receiver refuse it."""
+    def admit(self, message: TaskiqMessage) -> Delivery:
+        """Decide by this process's own policy whether the message may run, and act as its principal if so.
+
+        Where the delivery that is returned was not admitted, `refuse` has to follow.
+        """
         delivery = deliveries.current.get()
         if delivery is None or delivery.task_id != message.task_id or delivery.decided:
             delivery = Delivery(message.task_id)
@@ -97,8 +100,18 @@ class Verifier:
                 delivery.error = _internal_error()
         if delivery.error is None or self._security.monitoring:
             self._let_run(message, delivery)
-        else:
-            await self._refuse(message, delivery, delivery.error)
+        return delivery
+
+    async def refuse(self, message: TaskiqMessage, delivery: Delivery) -> None:
+        """Make the receiver refuse a message that was not admitted."""
+        acting.become(None)
+        delivery.keep_result = len(message.task_id) > _MAX_ID_LENGTH or await refusal.result_exists(
+            self._broker, message.task_id
+        )
+        if delivery.keep_result:
+            # A copy of a message that was answered before: its labels must not lead anybody to other results.
+            refusal.empty(message)
+        refusal.refuse(message, delivery, delivery.error or _internal_error())
 
     def _verify(self, message: TaskiqMessage) -> tuple[PrincipalToken, MessageSignature]:
         security = self._security
@@ -140,17 +153,17 @@ class Verifier:
                 decision=decision,
             )
             return error
-        record_allowed(
-            security,
-            EventName.TASK_AUTHZ_ALLOW,
-            message,
-            principal,
-            txn=token.txn,
-            jti=signature.jti,
-            key_id=signature.kid,
-            pipeline=request.pipeline,
-            decision=decision,
-        )
+        if security.audit.records(Outcome.ALLOW):
+            record_allowed(
+                security,
+                EventName.TASK_AUTHZ_ALLOW,
+                message,
+                principal,
+                txn=token.txn,
+                signature=signature,
+                pipeline=request.pipeline,
+                decision=decision,
+            )
         return None
 
     def _reject(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
@@ -176,16 +189,6 @@ class Verifier:
                 token is not None,
             )
         )
-
-    async def _refuse(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
-        acting.become(None)
-        delivery.keep_result = len(message.task_id) > _MAX_ID_LENGTH or await refusal.result_exists(
-            self._broker, message.task_id
-        )
-        if delivery.keep_result:
-            # A copy of a message that was answered before: its labels must not lead anybody to other results.
-            refusal.empty(message)
-        refusal.refuse(message, delivery, error)
 
 
 def _check_ack_type(message: TaskiqMessage) -> None:

@@ -6,7 +6,7 @@ carries when it was signed, how long the message may wait, and an id of its own.
 
 from __future__ import annotations
 
-import secrets
+import os
 from typing import NamedTuple
 
 from pydantic_core import to_json
@@ -38,15 +38,12 @@ class MessageSigner:
     def sign(self, payload: bytes, now: float, expires_at: float) -> tuple[str, MessageSignature]:
         """Sign a message. Raises `AuthenticationError` where this process has no key to send with."""
         key = self._keyring.signer(Use.SEND, now)
-        signature = MessageSignature(key.kid, secrets.token_hex(12), int(now), int(expires_at))
+        signature = MessageSignature(key.kid, os.urandom(12).hex(), int(now), int(expires_at))
         # Only numbers and hexadecimal digits are filled in, so that nothing needs escaping.
         times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
         header = f'{self._header(key)},{times},"jti":"{signature.jti}"}}'
         protected = jws.encode_segment(header.encode())
-        return (
-            f"{protected.decode()}..{jws.sign(key, protected, payload).decode()}",
-            signature,
-        )
+        return (protected + b".." + jws.sign(key, protected, payload)).decode(), signature
 
     def verify(self, signature: object, payload: bytes, now: float) -> MessageSignature:
         """Check that this signature was made over this payload and is valid now, or raise `AuthenticationError`."""
