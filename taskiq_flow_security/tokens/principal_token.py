@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -53,9 +53,8 @@ class PrincipalTokens:
     def issue(self, principal: Principal, txn: str, now: float, expires_at: float) -> PrincipalToken:
         """Sign a principal. Raises `AuthenticationError` where this process has no key to issue with."""
         key = self._keyring.signer(Use.ISSUE, now)
-        jti = secrets.token_hex(12)
         header = {"alg": key.alg, "kid": key.kid, "typ": TYP}
-        claims: dict[str, object] = {
+        claims: dict[str, Any] = {
             "iss": self._issuer,
             "aud": self._audience,
             "sub": principal.subject,
@@ -64,7 +63,7 @@ class PrincipalTokens:
             "iat": int(now),
             "nbf": int(now),
             "exp": int(expires_at),
-            "jti": jti,
+            "jti": secrets.token_hex(12),
             "txn": txn,
         }
         if principal.permissions is not None:
@@ -79,15 +78,7 @@ class PrincipalTokens:
                 Reason.OVERSIZED,
                 f"The principal does not fit into {jws.MAX_BYTES} bytes; give it fewer roles and pipelines.",
             )
-        token = PrincipalToken(
-            text,
-            replace(principal, txn=txn),
-            txn,
-            jti,
-            key.kid,
-            int(now),
-            int(expires_at),
-        )
+        token = self._read(text, key.kid, claims)  # what the token says, whatever it was made from
         self._keep(token)
         return token
 
