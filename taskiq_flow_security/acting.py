@@ -19,6 +19,8 @@ class Acting:
 
     principal: Principal
     txn: str
+    owner: object
+    """The `FlowSecurity` that vouches for the principal; to another one, nobody acts here."""
     pipeline: str | None = None
     """The pipeline that tasks without one of their own are kicked for."""
     token: PrincipalToken | None = None

@@ -62,6 +62,7 @@ class FlowSecurity:
         self.policy = Policy.from_roles(config.pipeline_acls, config.task_acls)
         self.rate_limits = RateLimits(config.rate_limit_storage.get_secret_value())
         self._api_keys = _api_keys(config)
+        self._lists_api_keys = "api_keys" in config.model_fields_set  # also if the last one has been removed
         self._bearer_tokens = _bearer_tokens(config)
         self._keyring = _keyring(config)
         self.principals = PrincipalTokens(
@@ -73,8 +74,12 @@ class FlowSecurity:
         self.messages = MessageSigner(self._keyring, config.clock_leeway)
         if not self.enabled:
             _logger.warning("security_enabled is False: every task runs, whoever asks for it.")
-        elif self.monitoring:
+            return
+        if self.monitoring:
             _logger.warning('enforcement is "monitor": what should be refused is recorded and runs.')
+        for setting in ("unsafe_jwt_without_exp", "unsafe_pickle_messages"):
+            if getattr(config, setting):
+                _logger.warning("%s is set: see the settings for what that lets in.", setting)
 
     async def authenticate(self, *, api_key: str | None = None, bearer: str | None = None) -> Principal:
         """The principal of an API key or a bearer token.
@@ -118,7 +123,7 @@ class FlowSecurity:
         """
         if not isinstance(principal, Principal):
             raise TypeError(f"acting_as needs a Principal, not {type(principal).__name__}")
-        with acting.scope(Acting(principal, self._txn(principal), pipeline)):
+        with acting.scope(Acting(principal, self._txn(principal), self, pipeline)):
             yield principal
 
     def labels_for(self, principal: Principal) -> dict[str, str]:
@@ -152,7 +157,7 @@ class FlowSecurity:
         """Answer a request by this process's own configuration as it is now."""
         if not self.enabled:
             return Decision(True, Reason.SECURITY_DISABLED, "security_enabled")
-        if principal.api_key_id is not None and self._api_keys:
+        if principal.api_key_id is not None and self._lists_api_keys:
             key = self._api_keys.find(principal.api_key_id)
             if key is None:
                 return Decision(False, Reason.API_KEY_REMOVED, "api_keys")
@@ -204,10 +209,15 @@ class FlowSecurity:
             return self._bearer_tokens.authenticate(bearer, txn, now)
         raise AuthenticationError(Reason.NO_CREDENTIALS, "Give an API key or a bearer token.")
 
+    def actor(self) -> Acting | None:
+        """Who acts here in the eyes of this object, if anybody."""
+        actor = acting.current()
+        return actor if actor is not None and actor.owner is self else None
+
     def _txn(self, principal: Principal) -> str:
         if principal.txn is not None:
             return principal.txn
-        actor = acting.current()
+        actor = self.actor()
         return actor.txn if actor is not None else new_id()
 
 

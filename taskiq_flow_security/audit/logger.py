@@ -17,7 +17,7 @@ LOGGER_NAME = "taskiq_flow.audit"
 FIELDS = AuditEvent._fields
 """The attributes that an audit record has beyond those of every `logging.LogRecord`."""
 
-MAX_FIELD_LENGTH = 256
+MAX_FIELD_LENGTH = 200
 """Names and ids in an event can come from a forged message; they are cut off here and control characters escaped."""
 
 _FROM_OUTSIDE = ("rule", "sub", "act", "pipeline", "task", "task_id", "txn", "ip")
@@ -59,7 +59,7 @@ def _render(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> Muta
     event: AuditEvent = event_dict["audit"]
     fields = event._asdict()
     fields["time"] = datetime.fromtimestamp(event.time, timezone.utc).isoformat(timespec="microseconds")
-    fields["roles"] = sorted(event.roles)
+    fields["roles"] = [_clean(role) for role in sorted(event.roles)]
     for name in _FROM_OUTSIDE:
         text = fields[name]
         if text is not None and not (len(text) <= MAX_FIELD_LENGTH and text.isprintable()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from taskiq.abc.broker import AsyncBroker
 from taskiq.exceptions import NoResultError
 
 from taskiq_flow_security.core.principal import Principal
@@ -27,6 +28,7 @@ class RefusalSignal(NoResultError):  # noqa: N818 (it is control flow; the error
 class Delivery:
     """One received message."""
 
+    broker: AsyncBroker
     task_id: str
     token: PrincipalToken | None = None
     signature: MessageSignature | None = None

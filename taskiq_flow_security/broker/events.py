@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
@@ -15,6 +17,8 @@ from taskiq_flow_security.errors import (
 )
 from taskiq_flow_security.security import FlowSecurity
 from taskiq_flow_security.tokens.message_signature import MessageSignature
+
+_logger = logging.getLogger(__name__)
 
 
 def record_allowed(
@@ -62,24 +66,28 @@ def record_denied(
     decision: Decision | None = None,
 ) -> None:
     """Record that a message was refused or, where refusals are only monitored, would have been."""
-    security.audit.record(
-        AuditEvent(
-            event=EventName.TASK_AUTHZ_SHADOW_DENY if security.monitoring else _denial(error),
-            time=security.clock(),
-            outcome=Outcome.DENY,
-            reason=getattr(error, "reason", Reason.INTERNAL_ERROR),
-            rule=None if decision is None else decision.rule,
-            policy=security.policy.hash,
-            sub=None if principal is None else principal.subject,
-            roles=frozenset() if principal is None else principal.roles,
-            pipeline=None if request is None else request.pipeline,
-            permission=Permission.EXECUTE,
-            task=message.task_name,
-            task_id=message.task_id,
-            txn=txn,
-            jti=jti,
+    try:
+        security.audit.record(
+            AuditEvent(
+                event=EventName.TASK_AUTHZ_SHADOW_DENY if security.monitoring else _denial(error),
+                time=security.clock(),
+                outcome=Outcome.DENY,
+                reason=getattr(error, "reason", Reason.INTERNAL_ERROR),
+                rule=None if decision is None else decision.rule,
+                policy=security.policy.hash,
+                sub=None if principal is None else principal.subject,
+                roles=frozenset() if principal is None else principal.roles,
+                pipeline=None if request is None else request.pipeline,
+                permission=Permission.EXECUTE,
+                task=message.task_name,
+                task_id=message.task_id,
+                txn=txn,
+                jti=jti,
+            )
         )
-    )
+    except Exception:
+        # It stays refused; and an error raised here would be taken for the receiver's, which logs raw messages.
+        _logger.exception("A refusal cannot be recorded.")
 
 
 def _denial(error: FlowSecurityError) -> EventName:

@@ -7,10 +7,10 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from limits import parse_many
-from taskiq import TaskiqDepends
+from taskiq import Context, TaskiqDepends
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from taskiq_flow_security import acting
@@ -88,12 +88,14 @@ def guard_of(function: Callable[..., Any]) -> Guard | None:
     return getattr(function, _GUARD, None)
 
 
-def admission() -> Admission:
+def admission(context: Annotated[Context, TaskiqDepends()]) -> Admission:
     """The dependency that every guarded function has: TaskIQ resolves it before the function is called."""
     delivery = deliveries.current.get()
     actor = acting.current()
     if delivery is None or delivery.admitted is None or actor is None:
         raise _not_admitted()
+    if delivery.broker is not context.broker or delivery.task_id != context.message.task_id:
+        raise _not_admitted()  # the context is that of a task which kicked this one on a broker that nobody secures
     return Admission(delivery.admitted, actor.txn)
 
 
@@ -136,7 +138,7 @@ def _admitted(given: object) -> Iterator[None]:
     if not isinstance(given, Admission):
         raise _not_admitted()
     if acting.current() is None:  # in a process pool
-        with acting.scope(Acting(given.principal, given.txn)):
+        with acting.scope(Acting(given.principal, given.txn, owner=None)):
             yield
     else:
         yield

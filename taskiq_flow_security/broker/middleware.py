@@ -50,10 +50,12 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._sender = Sender(self.security, broker)
         self._verifier = Verifier(self.security, broker)
         self._install()
+        self._check_serializer()
 
     def startup(self) -> None:
         """Make sure that everything is in place before the first message."""
         self._install()
+        self._check_serializer()
         self.security.audit.record(
             AuditEvent(
                 event=EventName.SYS_STARTUP,
@@ -68,20 +70,20 @@ class SecurityMiddleware(TaskiqMiddleware):
         """Decide in the caller. Raises a `FlowSecurityError` if it may not kick this."""
         self._install()
         if self.security.enabled:
+            self._check_serializer()
             await self._sender.authorize(message)
         return message
 
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide on the worker; a message that may not run is refused by the time that its function would be called."""
-        if self._install():
-            deliveries.current.set(None)  # another formatter has read this message
+        self._install()
         if self.security.enabled:
             delivery = self._verifier.admit(message)
             if delivery.admitted is None:
                 await self._verifier.refuse(message, delivery)
         else:
-            deliveries.current.set(Delivery(message.task_id, admitted=ANONYMOUS))
-            acting.become(Acting(ANONYMOUS, new_id()))
+            deliveries.current.set(Delivery(self.broker, message.task_id, admitted=ANONYMOUS))
+            acting.become(Acting(ANONYMOUS, new_id(), self.security))
         return message
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
@@ -90,19 +92,29 @@ class SecurityMiddleware(TaskiqMiddleware):
         if delivery is not None:
             refusal.settle(delivery, result)
 
-    def _install(self) -> bool:
-        """Put in place what is not, and tell whether the formatter was not."""
+    def _install(self) -> None:
+        """Put in place what is not, or no longer."""
         broker = self.broker
         if not getattr(broker.kick, "isolated", False):
             # Instance attributes come first: this is the broker's own kick, for this broker.
             broker.kick = _isolated(broker.kick)  # type: ignore[assignment]
-        if not self.security.enabled or broker.formatter is self._formatter:
-            return False
+        if not self.security.enabled:
+            return
         if not isinstance(broker.custom_dependency_context, DependencyContext):
             broker.custom_dependency_context = DependencyContext(broker.custom_dependency_context)
+        if broker.formatter is self._formatter:
+            return
+        if self._formatter is not None:
+            self._formatter.retire()
         self._formatter = SigningFormatter(broker.formatter, self._sender, self._verifier)
         broker.formatter = self._formatter
-        return True
+
+    def _check_serializer(self) -> None:
+        if self.security.enabled and not self._verifier.may_read():
+            raise ConfigurationError(
+                "The broker's serializer is pickle: whoever can write to the queue runs code in the worker before any "
+                "signature can be verified. Use JSONSerializer or another, or set unsafe_pickle_messages."
+            )
 
 
 def _isolated(kick: Kick) -> Kick:
@@ -111,6 +123,7 @@ def _isolated(kick: Kick) -> Kick:
     @functools.wraps(kick)
     async def isolated_kick(message: BrokerMessage) -> None:
         actor, delivery = acting.current(), deliveries.current.get()
+        deliveries.current.set(None)
         try:
             await kick(message)
         finally:

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.message import TaskiqMessage
 from taskiq.receiver.params_parser import parse_params
+from taskiq_dependencies.dependency import Dependency
 
 from taskiq_flow_security.broker.guard import guard_of
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, read_label
@@ -73,9 +74,14 @@ def _arguments(message: TaskiqMessage, task: Task) -> Arguments:
     parsed = message.model_copy(update={"args": list(message.args), "kwargs": dict(message.kwargs)})
     parse_params(signature, get_type_hints(function), parsed)
     try:
-        return signature.bind_partial(*parsed.args, **parsed.kwargs).arguments
+        given = signature.bind_partial(*parsed.args, **parsed.kwargs).arguments
     except TypeError:
         raise AccessDeniedError(
             Reason.GUARD,
             "The arguments do not fit the task's parameters, so its guard cannot decide.",
         ) from None
+    return {
+        name: given.get(name, parameter.default)
+        for name, parameter in signature.parameters.items()
+        if name in given or not (parameter.default is parameter.empty or isinstance(parameter.default, Dependency))
+    }

@@ -7,12 +7,12 @@ from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.labels import LabelType
 from taskiq.message import TaskiqMessage
 
-from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import wire
 from taskiq_flow_security.broker.events import record_allowed, record_denied
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.requests import (
+    Task,
     access_denied,
     access_request,
     registered_pipeline,
@@ -23,6 +23,7 @@ from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
     AccessDeniedError,
     AuthenticationError,
+    ConfigurationError,
     FlowSecurityError,
     UnsignableMessageError,
 )
@@ -42,8 +43,9 @@ class Sender:
         security = self._security
         actor = request = decision = None
         try:
-            actor = self._actor(message)
             task = self._broker.find_task(message.task_name)
+            _check_shared_labels(task)
+            actor = self._actor(message)
             _name_pipeline(message, actor, registered_pipeline(task))
             request = access_request(message, task)
             decision = security.decide(actor.principal, request)
@@ -68,8 +70,8 @@ class Sender:
         """The signed message to send in place of this one, which keeps no credential."""
         security = self._security
         now = security.clock()
-        given = wire.take_label(message, PRINCIPAL_LABEL)
-        wire.take_label(message, SIGNATURE_LABEL)
+        given = message.labels.pop(PRINCIPAL_LABEL, None)
+        message.labels.pop(SIGNATURE_LABEL, None)
         data = wire.to_wire(message)
         expires_at = now + _seconds_to_wait(message, security.config.queue_ttl)
         try:
@@ -103,8 +105,8 @@ class Sender:
         """Who kicks: the principal that the message was given explicitly, else the one that acts here."""
         if given is not None:
             token = self._security.principals.verify(given, self._security.clock())
-            return Acting(token.principal, token.txn, token=token, received=True)
-        actor = acting.current()
+            return Acting(token.principal, token.txn, self._security, token=token, received=True)
+        actor = self._security.actor()
         if actor is None:
             raise AuthenticationError(
                 Reason.NO_PRINCIPAL,
@@ -112,6 +114,18 @@ class Sender:
                 "of security.labels_for(principal).",
             )
         return actor
+
+
+def _check_shared_labels(task: Task | None) -> None:
+    """Refuse a principal that has got into the labels of a task itself, and take it out.
+
+    All kickers of a shared task write into the task's own labels (TaskIQ 0.13), for everybody who kicks it later.
+    """
+    if task is not None and task.labels.pop(PRINCIPAL_LABEL, None) is not None:
+        raise ConfigurationError(
+            "TaskIQ gives all kickers of a shared task the same labels, so that they cannot carry a principal; kick it "
+            "inside `with security.acting_as(principal):`."
+        )
 
 
 def _name_pipeline(message: TaskiqMessage, actor: Acting, registered: str | None) -> None:

@@ -8,6 +8,7 @@ from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.acks import parse_acknowledge_type
 from taskiq.message import TaskiqMessage
+from taskiq.serializers import PickleSerializer
 
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
@@ -35,8 +36,8 @@ from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
 _logger = logging.getLogger(__name__)
 
-_UNREADABLE_TASK = "taskiq_flow_security:unreadable"
-"""The task that an unreadable message is for: one that no worker has, so that the receiver acks and drops it."""
+_UNKNOWN_TASK = "taskiq_flow_security:unknown"
+"""The task of a message whose own cannot be read: one that no worker has, so that the receiver acks and drops it."""
 
 _MAX_ID_LENGTH = 256
 
@@ -51,25 +52,30 @@ class Verifier:
         self._security = security
         self._broker = broker
 
+    def may_read(self) -> bool:
+        """Whether the broker's serializer can be trusted with bytes that nobody has verified yet."""
+        return self._security.config.unsafe_pickle_messages or not isinstance(self._broker.serializer, PickleSerializer)
+
     def open(self, data: bytes, inner: TaskiqFormatter) -> TaskiqMessage:
         """Read and verify a message. What cannot be verified is emptied here, and refused in `admit`."""
-        deliveries.current.set(None)
         try:
+            if not self.may_read():
+                raise ValueError("pickle")
             message = inner.loads(data)
         except Exception:  # noqa: BLE001 (whatever hostile bytes do to a parser)
             message = TaskiqMessage(
                 task_id=new_id(),
-                task_name=_UNREADABLE_TASK,
+                task_name=_UNKNOWN_TASK,
                 labels={},
                 args=[],
                 kwargs={},
             )
             error = AuthenticationError(Reason.UNREADABLE, "The message cannot be read.")
-            self._reject(message, Delivery(message.task_id), error)
+            delivery = Delivery(self._broker, message.task_id)
+            deliveries.current.set(delivery)
+            self._reject(message, delivery, error)
             return message
-        if deliveries.current.get() is not None:
-            return message  # a formatter that was put around this one has called it, and it is verified already
-        delivery = Delivery(message.task_id)
+        delivery = Delivery(self._broker, message.task_id)
         deliveries.current.set(delivery)
         try:
             delivery.token, delivery.signature = self._verify(message)
@@ -87,10 +93,10 @@ class Verifier:
         """
         delivery = deliveries.current.get()
         if delivery is None or delivery.task_id != message.task_id or delivery.decided:
-            delivery = Delivery(message.task_id)
+            delivery = Delivery(self._broker, message.task_id)
             deliveries.current.set(delivery)
-            wire.take_label(message, SIGNATURE_LABEL)
-            wire.take_label(message, PRINCIPAL_LABEL)
+            message.labels.pop(SIGNATURE_LABEL, None)
+            message.labels.pop(PRINCIPAL_LABEL, None)
             self._reject(message, delivery, _not_verified())
         if delivery.token is not None and delivery.signature is not None and delivery.error is None:
             try:
@@ -98,6 +104,7 @@ class Verifier:
             except Exception:
                 _logger.exception("A message cannot be decided about because of an unexpected error.")
                 delivery.error = _internal_error()
+                record_denied(self._security, message, delivery.error, principal=delivery.token.principal)
         if delivery.error is None or self._security.monitoring:
             self._let_run(message, delivery)
         return delivery
@@ -105,9 +112,8 @@ class Verifier:
     async def refuse(self, message: TaskiqMessage, delivery: Delivery) -> None:
         """Make the receiver refuse a message that was not admitted."""
         acting.become(None)
-        delivery.keep_result = len(message.task_id) > _MAX_ID_LENGTH or await refusal.result_exists(
-            self._broker, message.task_id
-        )
+        if not delivery.keep_result:
+            delivery.keep_result = await refusal.result_exists(self._broker, message.task_id)
         if delivery.keep_result:
             # A copy of a message that was answered before: its labels must not lead anybody to other results.
             refusal.empty(message)
@@ -116,18 +122,22 @@ class Verifier:
     def _verify(self, message: TaskiqMessage) -> tuple[PrincipalToken, MessageSignature]:
         security = self._security
         now = security.clock()
-        signed_by = wire.take_label(message, SIGNATURE_LABEL)
+        signed_by = message.labels.pop(SIGNATURE_LABEL, None)
         principal = message.labels.get(PRINCIPAL_LABEL)
         try:
             if signed_by is None or principal is None:
                 raise AuthenticationError(Reason.UNSIGNED, "The message carries no principal or no signature.")
             payload = wire.received_payload(message)
-            signature = security.messages.verify(signed_by, payload, now)
-            token = security.principals.verify(principal, now)
+            try:
+                signature = security.messages.verify(signed_by, payload, now)
+                token = security.principals.verify(principal, now)
+            except AuthenticationError as error:
+                if error.reason in _STALE:
+                    wire.restore(message, payload)
+                raise
             wire.restore(message, payload)
         finally:
-            wire.take_label(message, PRINCIPAL_LABEL)
-        wire.check_labels(message)
+            message.labels.pop(PRINCIPAL_LABEL, None)
         return token, signature
 
     def _decide(
@@ -167,11 +177,18 @@ class Verifier:
         return None
 
     def _reject(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
-        """Note that a message could not be verified."""
+        """Note that a message could not be verified, and keep what is in it from all others."""
         record_denied(self._security, message, error)
         delivery.error = error
-        if not self._security.monitoring and getattr(error, "reason", None) not in _STALE:
+        if self._security.monitoring:
+            return
+        if getattr(error, "reason", None) not in _STALE:
             refusal.empty(message)
+        if self._broker.find_task(message.task_name) is None:
+            message.task_name = _UNKNOWN_TASK  # the receiver logs the name of a task that it does not know
+        if len(message.task_id) > _MAX_ID_LENGTH or not message.task_id.isprintable():
+            message.task_id = delivery.task_id = new_id()
+            delivery.keep_result = True
 
     def _let_run(self, message: TaskiqMessage, delivery: Delivery) -> None:
         token = delivery.token
@@ -184,9 +201,10 @@ class Verifier:
             Acting(
                 principal,
                 new_id() if token is None else token.txn,
+                self._security,
                 named,
                 token,
-                token is not None,
+                received=token is not None,
             )
         )
 

@@ -67,18 +67,20 @@ def received_payload(message: TaskiqMessage) -> bytes:
 
 
 def restore(message: TaskiqMessage, payload: bytes) -> None:
-    """Make the message say what its verified payload says."""
+    """Make the message say what its verified payload says.
+
+    Raises `AuthenticationError` where TaskIQ would drop the message, because a label is not of the type it claims.
+    """
     data = from_json(payload)
     message.labels = data["labels"]
     message.args = data["args"]
     message.kwargs = data["kwargs"]
-
-
-def take_label(message: TaskiqMessage, name: str) -> object:
-    """Take a label of ours off a message."""
-    if message.labels_types is not None:
-        message.labels_types.pop(name, None)
-    return message.labels.pop(name, None)
+    try:
+        for name, label_type in (message.labels_types or {}).items():
+            if label_type != LabelType.STR and name in message.labels:
+                parse_label(message.labels[name], label_type)
+    except Exception:  # noqa: BLE001 (as TaskIQ's receiver does)
+        raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.") from None
 
 
 def read_label(message: TaskiqMessage, name: str) -> object:
@@ -87,16 +89,6 @@ def read_label(message: TaskiqMessage, name: str) -> object:
     if isinstance(value, str) and message.labels_types is not None:
         return parse_label(value, message.labels_types.get(name))
     return value
-
-
-def check_labels(message: TaskiqMessage) -> None:
-    """Raise `AuthenticationError` where TaskIQ would drop the message because a label does not parse."""
-    try:
-        for name, label_type in (message.labels_types or {}).items():
-            if name in message.labels:
-                parse_label(message.labels[name], label_type)
-    except Exception:  # noqa: BLE001 (as TaskIQ's receiver does, which would drop the message)
-        raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.") from None
 
 
 def _prepare_labels(message: TaskiqMessage) -> None:

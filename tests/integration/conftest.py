@@ -75,7 +75,7 @@ def _transports() -> Iterator[NewTransport]:
 
         def new_transport(kind: str, redelivery_seconds: float = 30, results: ResultFormat = "pickle") -> Transport:
             transport_type = TRANSPORTS[kind]
-            for service in {"redis", transport_type.service}:  # results are kept in Redis
+            for service in ("redis", transport_type.service):  # results are kept in Redis
                 require(service)
             transport = transport_type(f"integration-{uuid4().hex}", redelivery_seconds, results)
             stack.callback(lambda: asyncio.run(transport.remove()))

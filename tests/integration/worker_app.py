@@ -61,11 +61,12 @@ async def import_rows(
 
 
 @shared_task(pipeline="data")
-async def hold(marker: str) -> str:
+@guard(roles=["processor"])
+async def hold(marker: str, caller: Principal = TaskiqDepends(current_principal)) -> str:
     """A task that stays in its middle until it is let go."""
     ledger.note_run(marker)
     await ledger.held(marker)
-    return "let go"
+    return f"{caller.subject} was let go"
 
 
 @shared_task(pipeline="data")

@@ -30,6 +30,7 @@ class Worker:
         *options: str,
     ) -> None:
         self.log = log
+        self._ended = False
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKIQ_FLOW_")}
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -68,6 +69,9 @@ class Worker:
 
     def kill(self) -> None:
         """``kill -9`` all its processes."""
+        if self._ended:
+            return  # by now, the number of its process group may be another's
+        self._ended = True
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
