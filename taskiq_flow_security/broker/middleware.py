@@ -62,7 +62,7 @@ class SecurityMiddleware(TaskiqMiddleware):
                 time=self.security.clock(),
                 outcome=Outcome.ALLOW,
                 rule=self.security.config.enforcement if self.security.enabled else "security_enabled=False",
-                policy=self.security.policy.hash,
+                policy_hash=self.security.policy.hash,
             )
         )
 

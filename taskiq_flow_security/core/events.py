@@ -40,8 +40,8 @@ class AuditEvent(NamedTuple):
     outcome: Outcome
     reason: str | None = None
     rule: str | None = None
-    policy: str | None = None
-    """The hash of the policy that decided."""
+    policy_hash: str | None = None
+    """Names the version of the policy that decided."""
     sub: str | None = None
     act: str | None = None
     roles: frozenset[str] = frozenset()
