@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,6 +31,10 @@ class Acting:
 
 
 _acting: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_acting", default=None)
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
+    # A process pool forks a worker in the context of the task that needs it first; the next task is somebody else's.
+    os.register_at_fork(after_in_child=lambda: _acting.set(None))
 
 
 def current() -> Acting | None:

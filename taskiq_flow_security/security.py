@@ -30,14 +30,11 @@ from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
 from taskiq_flow_security.rate_limits import RateLimits
 from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
 from taskiq_flow_security.tokens.message_signature import MessageSigner
-from taskiq_flow_security.tokens.principal_token import PrincipalToken, PrincipalTokens
+from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken, PrincipalTokens
 
 _logger = logging.getLogger(__name__)
 
 _MIN_API_KEY_LENGTH = 20
-
-PRINCIPAL_LABEL = "taskiq_flow_principal"
-"""The label that carries the principal."""
 
 
 class FlowSecurity:

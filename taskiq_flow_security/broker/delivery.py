@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from taskiq.abc.broker import AsyncBroker
 from taskiq.exceptions import NoResultError
+from taskiq.serialization import _UnpickleableExceptionWrapper
 
 from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.errors import FlowSecurityError
@@ -14,14 +15,22 @@ from taskiq_flow_security.tokens.message_signature import MessageSignature
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
 
-class RefusalSignal(NoResultError):  # noqa: N818 (it is control flow; the error is what it carries)
+class RefusalSignal(NoResultError, _UnpickleableExceptionWrapper):  # noqa: N818 (the error is what it carries)
     """Ends a refused task before its function runs.
 
-    A `NoResultError`, because that is what TaskIQ's receiver and retry middlewares let pass without acting on it.
+    A `NoResultError`, because that is what TaskIQ's receiver and retry middlewares let pass without acting on it. And
+    an exception that TaskIQ 0.13 unwraps as soon as it makes a result of it, so that all middlewares see the error
+    itself in the result, and pipelines pass it on.
     """
 
-    __template__ = "Refused: {error}"
-    error: FlowSecurityError
+    def __init__(self, error: FlowSecurityError) -> None:
+        Exception.__init__(self, str(error))
+        self.error = error
+        self.text = str(error)
+
+    def restore(self) -> Exception:
+        """The error, without its frames, which hold the message and its tokens."""
+        return self.error.with_traceback(None)
 
 
 @dataclass(slots=True)
@@ -37,6 +46,8 @@ class Delivery:
     admitted: Principal | None = None
     """In whose name it may run, once that is decided."""
     refusal: RefusalSignal | None = None
+    executed: bool = False
+    """Whether its function has run, so that what is kicked now is kicked by middlewares."""
     keep_result: bool = False
     """Whether a result is there already, which a refusal must not replace."""
 

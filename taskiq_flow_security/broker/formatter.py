@@ -14,8 +14,8 @@ from taskiq_flow_security.broker.wire import WireData
 class Sealer(Protocol):
     """Signs messages."""
 
-    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireData:
-        """The message to send in place of this one."""
+    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireData | None:
+        """The message to send in place of this one, if not this one."""
 
 
 class Opener(Protocol):
@@ -47,6 +47,8 @@ class SigningFormatter(TaskiqFormatter):
         if self._retired:
             return self.inner.dumps(message)
         data = self._sealer.seal(message, self.inner)
+        if data is None:
+            return self.inner.dumps(message)
         if type(self.inner) is ProxyFormatter:
             # TaskIQ's default: this is what it does, but for dumping the message to plain values once more.
             return BrokerMessage(

@@ -137,7 +137,8 @@ def _guarded(function: F, rule: Guard) -> F:
 def _admitted(given: object) -> Iterator[None]:
     if not isinstance(given, Admission):
         raise _not_admitted()
-    if acting.current() is None:  # in a process pool
+    actor = acting.current()
+    if actor is None or actor.principal is not given.principal:  # in a process pool
         with acting.scope(Acting(given.principal, given.txn, owner=None)):
             yield
     else:

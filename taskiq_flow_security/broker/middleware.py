@@ -14,10 +14,10 @@ from taskiq.result import TaskiqResult
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker import refusal
+from taskiq_flow_security.broker import refusal, wire
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.formatter import SigningFormatter
-from taskiq_flow_security.broker.refusal import DependencyContext
+from taskiq_flow_security.broker.refusal import DependencyOverrides
 from taskiq_flow_security.broker.sender import Sender
 from taskiq_flow_security.broker.verifier import Verifier
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
@@ -82,6 +82,7 @@ class SecurityMiddleware(TaskiqMiddleware):
             if delivery.admitted is None:
                 await self._verifier.refuse(message, delivery)
         else:
+            wire.take_credentials(message)
             deliveries.current.set(Delivery(self.broker, message.task_id, admitted=ANONYMOUS))
             acting.become(Acting(ANONYMOUS, new_id(), self.security))
         return message
@@ -90,6 +91,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         """Give a refused message its result."""
         delivery = deliveries.current.get()
         if delivery is not None:
+            delivery.executed = True
             refusal.settle(delivery, result)
 
     def _install(self) -> None:
@@ -100,8 +102,8 @@ class SecurityMiddleware(TaskiqMiddleware):
             broker.kick = _isolated(broker.kick)  # type: ignore[assignment]
         if not self.security.enabled:
             return
-        if not isinstance(broker.custom_dependency_context, DependencyContext):
-            broker.custom_dependency_context = DependencyContext(broker.custom_dependency_context)
+        if not isinstance(broker.dependency_overrides, DependencyOverrides):
+            broker.dependency_overrides = DependencyOverrides(broker.dependency_overrides)
         if broker.formatter is self._formatter:
             return
         if self._formatter is not None:

@@ -1,15 +1,16 @@
 """How a worker refuses a message: the function does not run, no dependency is resolved, the message is acked, nothing
 is retried, and the waiter gets a typed error at once.
 
-An exception in `pre_execute` would be caught by nobody (TaskIQ 0.13): the message would never be acked. So the task is
-let run into an exception at the first two places inside the receiver's own ``try``: where dependencies are resolved,
-and where its keyword arguments are unpacked.
+An exception in `pre_execute` would be caught by nobody (TaskIQ 0.13): the message would never be acked. So a refused
+task is given one dependency in place of its own, which raises where the receiver catches what dependencies raise. That
+holds whatever other middlewares do with the message afterwards.
 """
 
 from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from taskiq import TaskiqDepends
 from taskiq.abc.broker import AsyncBroker
 from taskiq.acks import AcknowledgeType
 from taskiq.message import TaskiqMessage
@@ -22,19 +23,18 @@ from taskiq_flow_security.errors import FlowSecurityError
 
 def refuse(message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
     """Prepare a message so that the receiver refuses it."""
-    delivery.refusal = RefusalSignal(error=error)
+    delivery.refusal = RefusalSignal(error)
     message.args = []
-    message.kwargs = RefusedKwargs(delivery.refusal)
+    message.kwargs = {}
     message.labels["retry_on_error"] = False
     # Acked whatever the task or the worker says, and even if the label is one that TaskIQ cannot read.
     message.labels["ack_type"] = AcknowledgeType.WHEN_SAVED.value
 
 
 def settle(delivery: Delivery, result: TaskiqResult[Any]) -> None:
-    """Give a refused task its result, unless another is there already."""
-    if delivery.refusal is not None and not delivery.keep_result:
-        # Its frames hold the message and its tokens.
-        result.error = delivery.refusal.error.with_traceback(None)
+    """Keep the result of a refused task from being stored where another is there already."""
+    if delivery.refusal is not None:
+        result.error = delivery.refusal if delivery.keep_result else delivery.refusal.restore()
 
 
 def empty(message: TaskiqMessage) -> None:
@@ -53,25 +53,32 @@ async def result_exists(broker: AsyncBroker, task_id: str) -> bool:
         return True
 
 
-class RefusedKwargs(dict[str, Any]):
-    """Empty to whoever looks at it, a refusal to whoever unpacks it to call the function."""
-
-    def __init__(self, signal: RefusalSignal) -> None:
-        super().__init__()
-        self._signal = signal
-
-    def keys(self) -> NoReturn:
-        raise self._signal
-
-    def __iter__(self) -> NoReturn:
-        raise self._signal
+def _raise_refusal() -> NoReturn:
+    raise _refusal() or AssertionError("nothing is refused here")
 
 
-class DependencyContext(dict[Any, Any]):
-    """The broker's first-level dependencies. TaskIQ copies them before it resolves any dependency of a task."""
+def _refused(_: Any = TaskiqDepends(_raise_refusal)) -> None:
+    """Stands in for a refused task where its dependencies are looked for."""
 
-    def __copy__(self) -> dict[Any, Any]:
-        delivery = deliveries.current.get()
-        if delivery is not None and delivery.refusal is not None:
-            raise delivery.refusal
-        return dict(self)
+
+class DependencyOverrides(dict[Any, Any]):
+    """The broker's dependency overrides, by which TaskIQ replaces dependencies before it resolves them.
+
+    Where a message is refused, they replace the task itself.
+    """
+
+    def __bool__(self) -> bool:
+        return _refusal() is not None or len(self) > 0
+
+    def __contains__(self, dependency: object) -> bool:
+        if _refusal() is None:
+            return super().__contains__(dependency)
+        return dependency is not _raise_refusal
+
+    def __getitem__(self, dependency: Any) -> Any:
+        return super().__getitem__(dependency) if _refusal() is None else _refused
+
+
+def _refusal() -> RefusalSignal | None:
+    delivery = deliveries.current.get()
+    return None if delivery is None else delivery.refusal

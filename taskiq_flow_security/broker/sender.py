@@ -8,6 +8,7 @@ from taskiq.labels import LabelType
 from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.acting import Acting
+from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker import wire
 from taskiq_flow_security.broker.events import record_allowed, record_denied
 from taskiq_flow_security.broker.fidelity import Fidelity
@@ -17,7 +18,7 @@ from taskiq_flow_security.broker.requests import (
     access_request,
     registered_pipeline,
 )
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL, QUEUE_TTL_LABEL, SIGNATURE_LABEL, WireData
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL, QUEUE_TTL_LABEL, WireData
 from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -27,7 +28,9 @@ from taskiq_flow_security.errors import (
     FlowSecurityError,
     UnsignableMessageError,
 )
-from taskiq_flow_security.security import PRINCIPAL_LABEL, FlowSecurity
+from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL
+from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 
 class Sender:
@@ -51,7 +54,7 @@ class Sender:
             decision = security.decide(actor.principal, request)
             if not decision.allowed:
                 raise access_denied(actor.principal, request, decision)
-            if request.guard is not None:
+            if request.guard is not None and not self._kicked_by_hook(message):
                 await security.count_use(actor.principal, request)
         except FlowSecurityError as error:
             record_denied(
@@ -63,24 +66,33 @@ class Sender:
                 request=request,
                 decision=decision,
             )
-            if not security.monitoring:
+            if not security.monitoring and not self._kicked_by_hook(message):
                 raise
 
-    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireData:
-        """The signed message to send in place of this one, which keeps no credential."""
+    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireData | None:
+        """The signed message to send in place of this one, which keeps no credential.
+
+        ``None`` where it cannot be signed but is to be sent all the same, because security is only monitored. Raises
+        `UnsignableMessageError` or `AuthenticationError` otherwise.
+        """
+        given, _ = wire.take_credentials(message)
+        try:
+            return self._sign(message, given, inner)
+        except (UnsignableMessageError, AuthenticationError):
+            if not self._security.monitoring:
+                raise
+            return None
+
+    def _sign(self, message: TaskiqMessage, given: object, inner: TaskiqFormatter) -> WireData:
         security = self._security
         now = security.clock()
-        given = message.labels.pop(PRINCIPAL_LABEL, None)
-        message.labels.pop(SIGNATURE_LABEL, None)
         data = wire.to_wire(message)
         expires_at = now + _seconds_to_wait(message, security.config.queue_ttl)
-        try:
-            actor = self._actor_of(given)
+        actor = self._actor_of(given)
+        if actor.token is not None and self._kicked_by_hook(message):
+            token = actor.token
+        else:
             token = security.token_for(actor, now, expires_at)
-        except AuthenticationError:
-            if not security.monitoring:
-                raise
-            return data
         data["labels"][PRINCIPAL_LABEL] = token.text
         if not self._fidelity.holds(inner):
             data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
@@ -97,6 +109,17 @@ class Sender:
                 pipeline=data["labels"].get(PIPELINE_LABEL),
             )
         return data
+
+    def _kicked_by_hook(self, message: TaskiqMessage) -> bool:
+        """Whether a middleware kicks this after a task has run: to retry it, or as the next step of its pipeline.
+
+        An exception would keep the receiver from acking (`on_error`), or only be logged (`post_save`), and somebody
+        would wait for ever. So what may not be kicked is sent all the same, and refused by the worker that gets it.
+        """
+        delivery = deliveries.current.get()
+        if delivery is None or delivery.admitted is None:
+            return False
+        return delivery.executed or delivery.task_id == message.task_id
 
     def _actor(self, message: TaskiqMessage) -> Acting:
         return self._actor_of(message.labels.get(PRINCIPAL_LABEL))

@@ -21,7 +21,7 @@ from taskiq_flow_security.broker.requests import (
     access_request,
     registered_pipeline,
 )
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL, SIGNATURE_LABEL
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.core.reasons import Reason
@@ -30,9 +30,9 @@ from taskiq_flow_security.errors import (
     AuthenticationError,
     FlowSecurityError,
 )
-from taskiq_flow_security.security import PRINCIPAL_LABEL, FlowSecurity, new_id
-from taskiq_flow_security.tokens.message_signature import MessageSignature
-from taskiq_flow_security.tokens.principal_token import PrincipalToken
+from taskiq_flow_security.security import FlowSecurity, new_id
+from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
+from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
 _logger = logging.getLogger(__name__)
 
@@ -95,8 +95,7 @@ class Verifier:
         if delivery is None or delivery.task_id != message.task_id or delivery.decided:
             delivery = Delivery(self._broker, message.task_id)
             deliveries.current.set(delivery)
-            message.labels.pop(SIGNATURE_LABEL, None)
-            message.labels.pop(PRINCIPAL_LABEL, None)
+            wire.take_credentials(message)
             self._reject(message, delivery, _not_verified())
         if delivery.token is not None and delivery.signature is not None and delivery.error is None:
             try:

@@ -15,9 +15,8 @@ from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
-
-SIGNATURE_LABEL = "taskiq_flow_signature"
-"""The label that carries the signature over the message."""
+from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL
+from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 PIPELINE_LABEL = "pipeline"
 QUEUE_TTL_LABEL = "queue_ttl"
@@ -81,6 +80,11 @@ def restore(message: TaskiqMessage, payload: bytes) -> None:
                 parse_label(message.labels[name], label_type)
     except Exception:  # noqa: BLE001 (as TaskIQ's receiver does)
         raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.") from None
+
+
+def take_credentials(message: TaskiqMessage) -> tuple[object, object]:
+    """Take principal and signature off a message, so that nobody else gets to see them."""
+    return message.labels.pop(PRINCIPAL_LABEL, None), message.labels.pop(SIGNATURE_LABEL, None)
 
 
 def read_label(message: TaskiqMessage, name: str) -> object:

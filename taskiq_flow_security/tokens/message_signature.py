@@ -14,6 +14,8 @@ from pydantic_core import to_json
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
 
+SIGNATURE_LABEL = "taskiq_flow_signature"
+
 TYP = "taskiq-message+jws"
 _HEADER_NAMES = frozenset({"alg", "b64", "crit", "exp", "iat", "jti", "kid", "typ"})
 

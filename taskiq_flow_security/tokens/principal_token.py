@@ -15,6 +15,8 @@ from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.keyring import Keyring, Use
 
+PRINCIPAL_LABEL = "taskiq_flow_principal"
+
 TYP = "taskiq-principal+jwt"
 _HEADER_NAMES = frozenset({"alg", "kid", "typ"})
 _CACHE_SIZE = 4096
