@@ -14,7 +14,7 @@ from taskiq.result import TaskiqResult
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker import refusal, wire
+from taskiq_flow_security.broker import refusal
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.formatter import SigningFormatter
 from taskiq_flow_security.broker.refusal import DependencyOverrides
@@ -82,7 +82,6 @@ class SecurityMiddleware(TaskiqMiddleware):
             if delivery.admitted is None:
                 await self._verifier.refuse(message, delivery)
         else:
-            wire.take_credentials(message)
             deliveries.current.set(Delivery(self.broker, message.task_id, admitted=ANONYMOUS))
             acting.become(Acting(ANONYMOUS, new_id(), self.security))
         return message
@@ -100,8 +99,6 @@ class SecurityMiddleware(TaskiqMiddleware):
         if not getattr(broker.kick, "isolated", False):
             # Instance attributes come first: this is the broker's own kick, for this broker.
             broker.kick = _isolated(broker.kick)  # type: ignore[assignment]
-        if not self.security.enabled:
-            return
         if not isinstance(broker.dependency_overrides, DependencyOverrides):
             broker.dependency_overrides = DependencyOverrides(broker.dependency_overrides)
         if broker.formatter is self._formatter:

@@ -72,10 +72,12 @@ class Sender:
     def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireData | None:
         """The signed message to send in place of this one, which keeps no credential.
 
-        ``None`` where it cannot be signed but is to be sent all the same, because security is only monitored. Raises
-        `UnsignableMessageError` or `AuthenticationError` otherwise.
+        ``None`` where it is to be sent unsigned: because security is off, or is only monitored and it cannot be signed.
+        Raises `UnsignableMessageError` or `AuthenticationError` otherwise.
         """
         given, _ = wire.take_credentials(message)
+        if not self._security.enabled:
+            return None
         try:
             return self._sign(message, given, inner)
         except (UnsignableMessageError, AuthenticationError):

@@ -1,0 +1,5 @@
+"""Processes to attack."""
+
+from tests.integration.inmemory.fixtures import audit, clock, new_process, process
+
+__all__ = ["audit", "clock", "new_process", "process"]

@@ -1,0 +1,181 @@
+"""Whatever a task or a middleware does, the context of who kicked it stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
+from typing import Any
+
+import pytest
+from taskiq import InMemoryBroker, TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq.exceptions import SendTaskError
+from taskiq.message import BrokerMessage
+
+from taskiq_flow_security import (
+    AccessDeniedError,
+    AuthenticationError,
+    FlowSecurity,
+    FlowSecurityError,
+    Principal,
+    SecurityMiddleware,
+    current_principal,
+)
+from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Task, config
+
+OUTER = Principal("outer", roles=["processor"])
+
+
+class BrokenError(Exception):
+    """What a broken middleware raises."""
+
+
+class Broken(TaskiqMiddleware):
+    """Fails in one of its hooks."""
+
+    def __init__(self, hook: str) -> None:
+        super().__init__()
+        self._hook = hook
+
+    def _reach(self, hook: str) -> None:
+        if hook == self._hook:
+            raise BrokenError(hook)
+
+    def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+        self._reach("pre_send")
+        return message
+
+    def post_send(self, message: TaskiqMessage) -> None:
+        self._reach("post_send")
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        self._reach("pre_execute")
+        return message
+
+    def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        self._reach("post_execute")
+
+    def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        self._reach("post_save")
+
+    def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
+        self._reach("on_error")
+
+
+HOOKS = ["none", "pre_send", "post_send", "pre_execute", "post_execute", "post_save", "on_error"]
+
+
+class Deployment:
+    """A broker that runs tasks where they are kicked."""
+
+    def __init__(self, hook: str, position: str, await_inplace: bool = True) -> None:
+        self.security = FlowSecurity(config())
+        self.broker = InMemoryBroker(await_inplace=await_inplace)
+        both = [Broken(hook), SecurityMiddleware(self.security)]
+        self.broker.add_middlewares(*(both if position == "before" else reversed(both)))
+        seen = self.seen = []  # type: list[str]
+
+        @self.broker.task("works", pipeline="data")
+        async def works() -> str:
+            seen.append(current_principal().subject)
+            return current_principal().subject
+
+        @self.broker.task("fails", pipeline="data")
+        async def fails() -> None:
+            seen.append(current_principal().subject)
+            raise BrokenError("the task")
+
+        @self.broker.task("kicks", pipeline="data")
+        async def kicks() -> str:
+            with self.security.acting_as(VIEWER), suppress(AccessDeniedError, SendTaskError):
+                await works.kiq()
+            await works.kiq()
+            return current_principal().subject
+
+        self.tasks: dict[str, Task] = {"works": works, "fails": fails, "kicks": kicks}
+
+    async def forged(self) -> None:
+        """Put a message into the queue that nobody has signed."""
+        message = TaskiqMessage(task_id="forged", task_name="works", labels={}, args=[], kwargs={})
+        data = message.model_dump_json().encode()
+        await self.broker.kick(BrokerMessage(task_id="forged", task_name="works", message=data, labels={}))
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Check that no context variable changes."""
+    before = _context()
+    yield
+    assert _context() == before
+
+
+def _context() -> dict[ContextVar[Any], object]:
+    """All context variables but those that are as good as not set."""
+    return {variable: value for variable, value in copy_context().items() if value is not None}
+
+
+async def _attempt(deployment: Deployment, what: str) -> None:
+    with suppress(BrokenError, FlowSecurityError, SendTaskError):
+        if what == "forged":
+            await deployment.forged()
+        else:
+            await deployment.tasks[what].kiq()
+    await deployment.broker.wait_all()
+
+
+each_hook = pytest.mark.parametrize("hook", HOOKS)
+each_position = pytest.mark.parametrize("position", ["before", "after"])
+each_task = pytest.mark.parametrize("what", ["works", "fails", "kicks", "forged"])
+
+
+@each_hook
+@each_position
+@each_task
+async def test_a_kick_in_place_leaves_the_context_of_who_acts_as_it_was(hook: str, position: str, what: str) -> None:
+    deployment = Deployment(hook, position)
+    with deployment.security.acting_as(OUTER):
+        with unchanged():
+            await _attempt(deployment, what)
+        assert current_principal() == OUTER
+
+
+@each_hook
+@each_position
+@each_task
+async def test_a_kick_in_place_leaves_the_context_of_who_does_not_act_as_it_was(
+    hook: str, position: str, what: str
+) -> None:
+    deployment = Deployment(hook, position)
+    with unchanged():
+        await _attempt(deployment, what)
+    with pytest.raises(AuthenticationError):
+        current_principal()
+
+
+@each_task
+async def test_a_kick_in_the_background_leaves_the_context_as_it_was(what: str) -> None:
+    deployment = Deployment("none", "before", await_inplace=False)
+    with deployment.security.acting_as(OUTER), unchanged():
+        await _attempt(deployment, what)
+
+
+async def test_an_explicit_kick_in_place_runs_for_its_principal_and_leaves_the_caller_its_own() -> None:
+    deployment = Deployment("none", "before")
+    with deployment.security.acting_as(OUTER), unchanged():
+        await deployment.tasks["works"].kicker().with_labels(**deployment.security.labels_for(PROCESSOR)).kiq()
+    assert deployment.seen == ["alice"]
+
+
+async def test_a_task_that_kicks_in_place_goes_on_in_its_own_name() -> None:
+    deployment = Deployment("none", "before")
+    with deployment.security.acting_as(PROCESSOR):
+        sent = await deployment.tasks["kicks"].kiq()
+    assert (await sent.get_result()).return_value == "alice"
+    assert deployment.seen == ["alice"]
+
+
+async def test_where_security_is_off_a_kick_in_place_leaves_the_context_as_it_was() -> None:
+    deployment = Deployment("none", "before")
+    deployment.security.enabled = False
+    with unchanged():
+        await _attempt(deployment, "works")

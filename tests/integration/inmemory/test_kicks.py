@@ -1,0 +1,260 @@
+"""Who kicks is decided about before anything is sent, and signed for exactly."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from taskiq.exceptions import SendTaskError
+
+from taskiq_flow_security import (
+    AccessDeniedError,
+    AuthenticationError,
+    FlowSecurityError,
+    Principal,
+    RateLimitExceededError,
+    UnsignableMessageError,
+    current_principal,
+    guard,
+)
+from tests.attacks.forging import PRINCIPAL, SIGNATURE, claims_of, principal_of, read
+from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Process
+
+EVERYWHERE = Principal("carol", permissions=["execute"])
+
+
+async def test_a_kick_without_a_principal_raises_before_anything_is_sent(process: Process) -> None:
+    with pytest.raises(AuthenticationError) as refusal:
+        await process.clean.kiq([1])
+    assert refusal.value.reason == "no_principal"
+    assert process.broker.sent == []
+
+
+DENIED: dict[str, tuple[Principal, str]] = {
+    "acl": (VIEWER, "acl"),
+    "whitelist": (Principal("carol", roles=["processor"], pipelines=["reports"]), "whitelist"),
+    "permission": (Principal("carol", roles=["processor"], permissions=["read"]), "permission"),
+    "no permission at all": (Principal("carol", roles=["processor"], permissions=[]), "permission"),
+}
+
+
+@pytest.mark.parametrize(("principal", "reason"), DENIED.values(), ids=DENIED)
+async def test_a_kick_that_the_policy_denies_raises_before_anything_is_sent(
+    process: Process, principal: Principal, reason: str
+) -> None:
+    with pytest.raises(AccessDeniedError) as refusal:
+        await process.kick(process.clean, [1], principal=principal)
+    assert refusal.value.reason == reason
+    assert process.broker.sent == []
+
+
+async def test_a_kick_beyond_the_rate_limit_raises_before_anything_is_sent(process: Process) -> None:
+    @process.broker.task("rare", pipeline="data")
+    @guard(rate_limit="2/hour")
+    async def rare() -> None: ...
+
+    for _ in range(2):
+        await process.kick(rare)
+    with pytest.raises(RateLimitExceededError) as refusal:
+        await process.kick(rare)
+    assert 0 < refusal.value.retry_after <= 3600
+    assert process.broker.sent == []
+    await process.kick(rare, principal=Principal("carol", roles=["processor"]))
+
+
+async def test_a_denied_kick_does_not_use_up_a_rate_limit(process: Process) -> None:
+    @process.broker.task("rare", pipeline="data")
+    @guard(rate_limit="1/hour")
+    async def rare() -> None: ...
+
+    for _ in range(3):
+        with pytest.raises(AccessDeniedError):
+            await process.kick(rare, principal=Principal("alice", roles=["viewer"]))
+    await process.kick(rare)
+
+
+def _nest(depth: int) -> list[object]:
+    nest: list[object] = []
+    for _ in range(depth):
+        nest = [nest]
+    return nest
+
+
+UNSIGNABLE: dict[str, object] = {
+    "a lone surrogate": "\ud800",
+    "bytes that are no text": b"\xff\xfe",
+    "a lone surrogate as a key": {"\ud800": 1},
+    "a nest": _nest(300),
+    "an object": object(),
+}
+
+
+@pytest.mark.parametrize("value", UNSIGNABLE.values(), ids=UNSIGNABLE)
+async def test_a_value_that_cannot_be_signed_is_named_at_the_kick_before_anything_is_sent(
+    process: Process, value: object
+) -> None:
+    with pytest.raises((UnsignableMessageError, SendTaskError)) as refusal:
+        await process.kick(process.echo, value)
+    cause = refusal.value.__cause__ or refusal.value
+    assert isinstance(cause, UnsignableMessageError)
+    assert process.broker.sent == []
+
+
+@pytest.mark.parametrize("label", ["delay", "queue_ttl"])
+@pytest.mark.parametrize("value", ["tomorrow", "nan", "inf", "-1", "1e400", ""])
+async def test_a_label_that_says_no_time_is_named_at_the_kick_before_anything_is_sent(
+    process: Process, label: str, value: str
+) -> None:
+    with pytest.raises((UnsignableMessageError, SendTaskError)):
+        await process.kick(process.echo.kicker().with_labels(**{label: value}), 1)
+    assert process.broker.sent == []
+
+
+async def test_a_message_may_wait_for_its_delay_and_its_time_to_live(process: Process) -> None:
+    message = await process.kick(process.echo.kicker().with_labels(delay=500_000, queue_ttl=10), 1)
+    process.clock.now += 500_010
+    await process.runs(message)
+
+
+async def test_an_explicit_kick_runs_for_its_principal(process: Process) -> None:
+    labels = process.security.labels_for(PROCESSOR)
+    assert labels.keys() == {PRINCIPAL}
+    await process.clean.kicker().with_labels(**labels).kiq([1])
+    message = read(process.broker.take())
+    assert principal_of(message) == labels[PRINCIPAL]
+    assert claims_of(principal_of(message))["sub"] == "alice"
+
+
+async def test_an_explicit_kick_goes_before_whoever_acts(process: Process) -> None:
+    labels = process.security.labels_for(PROCESSOR)
+    with process.security.acting_as(VIEWER):
+        await process.clean.kicker().with_labels(**labels).kiq([1])
+        with pytest.raises(AccessDeniedError):
+            await process.clean.kiq([1])
+    assert claims_of(principal_of(read(process.broker.take())))["sub"] == "alice"
+
+
+async def test_an_explicit_kick_is_decided_about_too(process: Process) -> None:
+    with process.security.acting_as(PROCESSOR), pytest.raises(AccessDeniedError):
+        await process.clean.kicker().with_labels(**process.security.labels_for(VIEWER)).kiq([1])
+    assert process.broker.sent == []
+
+
+async def test_labels_for_a_principal_can_be_used_many_times(process: Process) -> None:
+    labels = process.security.labels_for(PROCESSOR)
+    for _ in range(3):
+        await process.clean.kicker().with_labels(**labels).kiq([1])
+        await process.runs(process.broker.take())
+
+
+async def test_a_kicker_can_be_used_many_times(process: Process) -> None:
+    kicker = process.clean.kicker().with_labels(**process.security.labels_for(PROCESSOR))
+    for _ in range(3):
+        await kicker.kiq([1])
+        await process.runs(process.broker.take())
+
+
+async def test_a_signature_that_a_kick_brings_is_thrown_away(process: Process) -> None:
+    await process.runs(await process.kick(process.clean.kicker().with_labels(**{SIGNATURE: "a..b"}), [1]))
+
+
+async def test_a_registered_tasks_labels_keep_no_label_of_ours(process: Process) -> None:
+    await process.clean.kicker().with_labels(**process.security.labels_for(PROCESSOR)).kiq([1])
+    await process.broker.deliver(process.broker.take())
+    assert process.clean.labels == {"pipeline": "data"}
+
+
+async def test_acting_nests_and_unwinds(process: Process) -> None:
+    with process.security.acting_as(PROCESSOR):
+        with process.security.acting_as(VIEWER):
+            assert current_principal() == VIEWER
+            with process.security.acting_as(EVERYWHERE):
+                assert current_principal() == EVERYWHERE
+            assert current_principal() == VIEWER
+        assert current_principal() == PROCESSOR
+    with pytest.raises(AuthenticationError):
+        current_principal()
+
+
+async def test_acting_unwinds_after_an_exception(process: Process) -> None:
+    with pytest.raises(LookupError), process.security.acting_as(PROCESSOR):
+        raise LookupError
+    with pytest.raises(AuthenticationError):
+        current_principal()
+
+
+async def test_those_who_act_at_the_same_time_kick_for_themselves(process: Process) -> None:
+    async def kick(number: int) -> None:
+        with process.security.acting_as(Principal(f"user-{number}", roles=["processor"])):
+            await asyncio.gather(*(process.echo.kiq(number) for _ in range(3)))
+
+    await asyncio.gather(*map(kick, range(10)))
+    for data in process.broker.sent:
+        message = read(data)
+        assert claims_of(principal_of(message))["sub"] == f"user-{message.args[0]}"
+
+
+async def test_one_principal_is_issued_once_for_all_kicks_of_a_scope(process: Process) -> None:
+    with process.security.acting_as(PROCESSOR):
+        for _ in range(3):
+            await process.echo.kiq(1)
+    assert len({principal_of(read(data)) for data in process.broker.sent}) == 1
+
+
+async def test_acting_for_a_pipeline_names_it_for_tasks_without_one(process: Process) -> None:
+    with process.security.acting_as(PROCESSOR, pipeline="data"):
+        await process.loose.kiq()
+    message = process.broker.take()
+    assert read(message).labels["pipeline"] == "data"
+    await process.runs(message)
+
+
+async def test_acting_for_a_pipeline_does_not_rename_that_of_a_registered_task(process: Process) -> None:
+    with process.security.acting_as(PROCESSOR, pipeline="reports"):
+        await process.clean.kiq([1])
+    message = process.broker.take()
+    assert read(message).labels["pipeline"] == "data"
+    await process.runs(message)
+
+
+async def test_acting_for_a_pipeline_that_one_may_not_run_is_denied(process: Process) -> None:
+    with process.security.acting_as(PROCESSOR, pipeline="reports"), pytest.raises(AccessDeniedError) as refusal:
+        await process.loose.kiq()
+    assert refusal.value.reason == "acl"
+
+
+async def test_a_label_that_names_another_pipeline_than_one_acts_for_is_denied(process: Process) -> None:
+    with process.security.acting_as(EVERYWHERE, pipeline="data"), pytest.raises(AccessDeniedError) as refusal:
+        await process.loose.kicker().with_labels(pipeline="elsewhere").kiq()
+    assert refusal.value.reason == "pipeline_mismatch"
+
+
+async def test_children_stay_in_the_pipeline_that_their_parent_was_kicked_for(process: Process) -> None:
+    @process.broker.task("parent")
+    async def parent() -> None:
+        await process.loose.kiq()
+
+    with process.security.acting_as(PROCESSOR, pipeline="data"):
+        await parent.kiq()
+    await process.broker.deliver(process.broker.take())
+    message = process.broker.take()
+    assert read(message).labels["pipeline"] == "data"
+    await process.runs(message)
+
+
+async def test_nothing_but_a_flow_security_error_says_why_a_kick_is_refused(process: Process) -> None:
+    attempts: list[Any] = [
+        process.clean.kiq([1]),
+        process.clean.kicker().with_labels(**{PRINCIPAL: "x"}).kiq([1]),
+        process.clean.kicker().with_labels(pipeline="reports").kiq([1]),
+    ]
+    for attempt in attempts:
+        with pytest.raises(FlowSecurityError):
+            await attempt
+
+
+async def test_a_kick_works_from_another_thread(process: Process) -> None:
+    with process.security.acting_as(PROCESSOR):
+        await asyncio.to_thread(asyncio.run, process.clean.kiq([1]))
+    await process.runs(process.broker.take())
