@@ -13,5 +13,6 @@ class AuditFormatter(logging.Formatter):
     """One JSON object a line, with the fields that the event has. For any handler of the audit logger."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = {name: getattr(record, name, None) for name in FIELDS}
-        return to_json({name: value for name, value in fields.items() if value not in (None, [])}).decode()
+        """The line, without a line break."""
+        attributes = record.__dict__
+        return to_json({name: value for name in FIELDS if (value := attributes.get(name))}).decode()

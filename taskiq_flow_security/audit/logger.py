@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Iterable
 from datetime import datetime, timezone
-from typing import Any
 
 import structlog
-from structlog.typing import EventDict, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from taskiq_flow_security.core.events import AuditEvent, Outcome
 
@@ -28,19 +27,17 @@ _LEVELS = {Outcome.ALLOW: logging.INFO, Outcome.DENY: logging.WARNING}
 class AuditLogger:
     """Writes each event to the logger ``taskiq_flow.audit``: allowed at INFO, denied at WARNING.
 
-    The record's message is the name of the event, its fields are attributes of the record (`logging`'s ``extra``), so
-    that any handler, formatter or shipper can take them from there. A level that was not set is set to INFO, or nothing
-    allowed would ever be recorded.
+    The record's message is the name of the event, its fields are attributes of the record, so that any handler,
+    formatter or shipper can take them from there. `processors` are structlog's, and see the fields before that. A level
+    that was not set is set to INFO, or nothing allowed would ever be recorded.
     """
 
-    def __init__(self, logger_name: str = LOGGER_NAME) -> None:
+    def __init__(self, logger_name: str = LOGGER_NAME, processors: Iterable[Processor] = ()) -> None:
         self._logger = logging.getLogger(logger_name)
         if self._logger.level == logging.NOTSET:
             self._logger.setLevel(logging.INFO)
-        self._structlog: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-            self._logger,
-            processors=[_render],
-            wrapper_class=structlog.stdlib.BoundLogger,
+        self._structlog: _BoundLogger = structlog.wrap_logger(
+            _Records(self._logger), processors=[_structure, *processors], wrapper_class=_BoundLogger
         ).bind()
 
     def records(self, outcome: Outcome) -> bool:
@@ -49,22 +46,42 @@ class AuditLogger:
 
     def record(self, event: AuditEvent) -> None:
         """Record one decision."""
-        level = _LEVELS[event.outcome]
-        if self._logger.isEnabledFor(level):
-            self._structlog.log(level, event.event.value, audit=event)
+        if self.records(event.outcome):
+            self._structlog.record(event)
 
 
-def _render(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> MutableMapping[str, Any]:
-    """The structlog processor that turns an event into the keyword arguments of a `logging` call."""
+class _BoundLogger(structlog.BoundLoggerBase):
+    def record(self, event: AuditEvent) -> None:
+        """Hand an event to the processors, and what they make of it to the logger."""
+        self._proxy_to_logger("write", event.event.value, audit=event)
+
+
+class _Records:
+    """Makes logging records of fields. `logging`'s own ``extra`` takes longer, and looks for a caller to blame."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def write(self, **fields: object) -> None:
+        level = logging.INFO if fields["outcome"] == Outcome.ALLOW else logging.WARNING
+        record = self._logger.makeRecord(self._logger.name, level, __file__, 0, fields["event"], (), None)
+        record.__dict__.update(fields)
+        self._logger.handle(record)
+
+
+def _structure(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+    """The structlog processor that turns an event into plain fields."""
     event: AuditEvent = event_dict["audit"]
     fields = event._asdict()
+    fields["event"] = event.event.value
+    fields["outcome"] = event.outcome.value
     fields["time"] = datetime.fromtimestamp(event.time, timezone.utc).isoformat(timespec="microseconds")
     fields["roles"] = [_clean(role) for role in sorted(event.roles)]
     for name in _FROM_OUTSIDE:
         text = fields[name]
         if text is not None and not (len(text) <= MAX_FIELD_LENGTH and text.isprintable()):
             fields[name] = _clean(text)
-    return {"msg": event_dict["event"], "extra": fields}
+    return fields
 
 
 def _clean(text: str) -> str:
