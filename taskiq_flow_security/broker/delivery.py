@@ -39,6 +39,7 @@ class Delivery:
 
     broker: AsyncBroker
     task_id: str
+    task_name: str
     token: PrincipalToken | None = None
     signature: MessageSignature | None = None
     error: FlowSecurityError | None = None
@@ -58,3 +59,9 @@ class Delivery:
 
 
 current: ContextVar[Delivery | None] = ContextVar("taskiq_flow_security_delivery", default=None)
+
+
+def refusing() -> bool:
+    """Whether this context handles a message that is refused."""
+    delivery = current.get()
+    return delivery is not None and delivery.refusal is not None

@@ -82,7 +82,7 @@ class SecurityMiddleware(TaskiqMiddleware):
             if delivery.admitted is None:
                 await self._verifier.refuse(message, delivery)
         else:
-            deliveries.current.set(Delivery(self.broker, message.task_id, admitted=ANONYMOUS))
+            deliveries.current.set(Delivery(self.broker, message.task_id, message.task_name, admitted=ANONYMOUS))
             acting.become(Acting(ANONYMOUS, new_id(), self.security))
         return message
 
@@ -117,10 +117,16 @@ class SecurityMiddleware(TaskiqMiddleware):
 
 
 def _isolated(kick: Kick) -> Kick:
-    """A kick after which the caller's context is as it was, also where the broker runs the task in place."""
+    """A kick after which the caller's context is as it was, also where the broker runs the task in place.
+
+    While a message is refused, nothing is sent: a hook of another middleware, an alarm say, would have nobody to act
+    for, and must not fail, or the refused message would come back for ever.
+    """
 
     @functools.wraps(kick)
     async def isolated_kick(message: BrokerMessage) -> None:
+        if deliveries.refusing():
+            return
         actor, delivery = acting.current(), deliveries.current.get()
         deliveries.current.set(None)
         try:

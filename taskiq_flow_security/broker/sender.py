@@ -54,7 +54,7 @@ class Sender:
             decision = security.decide(actor.principal, request)
             if not decision.allowed:
                 raise access_denied(actor.principal, request, decision)
-            if request.guard is not None and not self._kicked_by_hook(message):
+            if request.guard is not None and not self._retries(message):
                 await security.count_use(actor.principal, request)
         except FlowSecurityError as error:
             record_denied(
@@ -66,17 +66,22 @@ class Sender:
                 request=request,
                 decision=decision,
             )
-            if not security.monitoring and not self._kicked_by_hook(message):
-                raise
+            if security.monitoring:
+                return
+            if isinstance(error, (AccessDeniedError, AuthenticationError)) and self._kicked_by_hook(message):
+                return
+            if deliveries.refusing():
+                return  # the kick is not sent, see `middleware`
+            raise
 
     def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireData | None:
         """The signed message to send in place of this one, which keeps no credential.
 
-        ``None`` where it is to be sent unsigned: because security is off, or is only monitored and it cannot be signed.
-        Raises `UnsignableMessageError` or `AuthenticationError` otherwise.
+        ``None`` where it is to be left as it is: because security is off, or is only monitored and it cannot be signed,
+        or because it will not be sent. Raises `UnsignableMessageError` or `AuthenticationError` otherwise.
         """
         given, _ = wire.take_credentials(message)
-        if not self._security.enabled:
+        if not self._security.enabled or deliveries.refusing():
             return None
         try:
             return self._sign(message, given, inner)
@@ -119,9 +124,14 @@ class Sender:
         would wait for ever. So what may not be kicked is sent all the same, and refused by the worker that gets it.
         """
         delivery = deliveries.current.get()
+        return self._retries(message) or (delivery is not None and delivery.executed)
+
+    def _retries(self, message: TaskiqMessage) -> bool:
+        """Whether this kick repeats the task that has just run here."""
+        delivery = deliveries.current.get()
         if delivery is None or delivery.admitted is None:
             return False
-        return delivery.executed or delivery.task_id == message.task_id
+        return (delivery.task_id, delivery.task_name) == (message.task_id, message.task_name)
 
     def _actor(self, message: TaskiqMessage) -> Acting:
         return self._actor_of(message.labels.get(PRINCIPAL_LABEL))

@@ -78,11 +78,11 @@ class Verifier:
                 kwargs={},
             )
             error = AuthenticationError(Reason.UNREADABLE, "The message cannot be read.")
-            delivery = Delivery(self._broker, message.task_id)
+            delivery = Delivery(self._broker, message.task_id, message.task_name)
             deliveries.current.set(delivery)
             self._reject(message, delivery, error)
             return message
-        delivery = Delivery(self._broker, message.task_id)
+        delivery = Delivery(self._broker, message.task_id, message.task_name)
         deliveries.current.set(delivery)
         try:
             delivery.token, delivery.signature = self._verify(message)
@@ -100,7 +100,7 @@ class Verifier:
         """
         delivery = deliveries.current.get()
         if delivery is None or delivery.task_id != message.task_id or delivery.decided:
-            delivery = Delivery(self._broker, message.task_id)
+            delivery = Delivery(self._broker, message.task_id, message.task_name)
             deliveries.current.set(delivery)
             wire.take_credentials(message)
             self._reject(message, delivery, _not_verified())

@@ -50,8 +50,12 @@ class Samples:
 
     def ratio(self, variant: str, baseline: str) -> float:
         """How many times as long as another a variant takes."""
+        return median(self.ratios(variant, baseline))
+
+    def ratios(self, variant: str, baseline: str) -> list[float]:
+        """The same in each round."""
         pairs = zip(self.seconds[variant], self.seconds[baseline], strict=True)
-        return median(one / other for one, other in pairs)
+        return [one / other for one, other in pairs]
 
 
 async def measure(variants: Mapping[str, Batch], effort: Effort) -> Samples:

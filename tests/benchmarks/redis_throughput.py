@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
+from statistics import quantiles
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
@@ -58,12 +59,18 @@ async def _compare(kind: str, effort: Effort) -> list[Target]:
     kept = {name: 1 / samples.ratio(name, Guard.NONE.value) for name in variants}
     print_table(
         f"Throughput over a Redis {kind}",
-        ("", "us", "tasks/s", "ratio"),
+        ("", "us", "tasks/s", "ratio", "half of the turns"),
         [
-            (name, f"{samples.median(name) * 1e6:,.0f}", f"{1 / samples.median(name):,.0f}", f"{kept[name]:.2f}")
+            (
+                name,
+                f"{samples.median(name) * 1e6:,.0f}",
+                f"{1 / samples.median(name):,.0f}",
+                f"{kept[name]:.2f}",
+                _middle_half([1 / ratio for ratio in samples.ratios(name, Guard.NONE.value)]),
+            )
             for name in variants
         ],
-        f"{effort.redis_rounds} turns of {turn:,} tasks each",
+        f"{effort.redis_rounds} turns of {turn:,} tasks each, one worker process; ratio to unguarded tasks a second",
     )
     return [
         Target(f"throughput over a Redis {kind}, of unguarded: {guard.value}", kept[guard.value], 0.90, at_least=True)
@@ -132,3 +139,8 @@ async def _wait_until_ready(queue: Queue, redis: Redis) -> None:
 async def _wait_for(redis: Redis, event: str, seconds: float) -> int | None:
     announced = await redis.blpop([event], timeout=seconds)
     return None if announced is None else int(announced[1])
+
+
+def _middle_half(values: list[float]) -> str:
+    lower, _, upper = quantiles(values, n=4, method="inclusive")
+    return f"{lower:.2f} to {upper:.2f}"

@@ -9,7 +9,7 @@ from tests.benchmarks import decisions
 from tests.benchmarks.harness import Effort
 from tests.services import require
 
-BARELY = Effort(rounds=1, batch_seconds=0, redis_rounds=1, redis_tasks=50)
+BARELY = Effort(rounds=2, batch_seconds=0, redis_rounds=2, redis_tasks=50)
 
 
 @pytest.fixture(autouse=True)

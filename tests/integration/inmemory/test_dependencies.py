@@ -173,3 +173,31 @@ async def test_first_level_dependencies_that_the_user_adds_are_there(process: Pr
     task = process.broker.task("dependent", pipeline="data")(dependent)
     outcome = await process.broker.deliver(await process.kick(task))
     assert outcome.result.return_value is True
+
+
+@pytest.mark.parametrize("how", ["item", "assignment", "update"])
+async def test_overrides_of_dependencies_are_used_for_allowed_messages_and_resolve_nothing_for_refused_ones(
+    process: Process, how: str
+) -> None:
+    def override() -> str:
+        _log.append("override")
+        return "overridden"
+
+    async def dependent(value: str = TaskiqDepends(plain)) -> str:
+        return value
+
+    task = process.broker.task("dependent", pipeline="data")(dependent)
+    if how == "item":
+        process.broker.dependency_overrides[plain] = override
+    elif how == "assignment":
+        process.broker.dependency_overrides = {plain: override}
+    else:
+        process.broker.dependency_overrides.update({plain: override})
+    message = await process.kick(task)
+    outcome = await process.broker.deliver(message)
+    assert outcome.result.return_value == "overridden"
+    assert _log == ["override"]
+    forged = read(await process.kick(task)).model_copy(update={"args": ["x"]})
+    await process.refuses(write(forged), "bad_signature")
+    assert _log == ["override"]
+    assert (await process.broker.deliver(message)).result.return_value == "overridden"

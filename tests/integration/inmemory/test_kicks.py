@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from taskiq import Context, TaskiqDepends, async_shared_broker
 from taskiq.exceptions import SendTaskError
 
 from taskiq_flow_security import (
@@ -19,6 +22,7 @@ from taskiq_flow_security import (
     guard,
 )
 from tests.attacks.forging import PRINCIPAL, SIGNATURE, claims_of, principal_of, read
+from tests.integration.inmemory import tasks
 from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Process
 
 EVERYWHERE = Principal("carol", permissions=["execute"])
@@ -243,6 +247,31 @@ async def test_children_stay_in_the_pipeline_that_their_parent_was_kicked_for(pr
     await process.runs(message)
 
 
+async def test_a_child_under_the_task_id_of_its_parent_is_refused_as_any_other(process: Process) -> None:
+    @process.broker.task("parent", pipeline="data")
+    async def parent(context: Context = TaskiqDepends()) -> None:
+        await process.report.kicker().with_task_id(context.message.task_id).kiq()
+
+    outcome = await process.broker.deliver(await process.kick(parent))
+    assert process.broker.sent == []
+    assert outcome.reason == "acl"
+
+
+async def test_a_child_under_the_task_id_of_its_parent_counts_against_its_rate_limit(process: Process) -> None:
+    @process.broker.task("rare", pipeline="data")
+    @guard(rate_limit="1/hour")
+    async def rare() -> None: ...
+
+    @process.broker.task("parent", pipeline="data")
+    async def parent(context: Context = TaskiqDepends()) -> None:
+        for _ in range(3):
+            await rare.kicker().with_task_id(context.message.task_id).kiq()
+
+    outcome = await process.broker.deliver(await process.kick(parent))
+    assert len(process.broker.sent) == 1
+    assert isinstance(outcome.error, RateLimitExceededError)
+
+
 async def test_nothing_but_a_flow_security_error_says_why_a_kick_is_refused(process: Process) -> None:
     attempts: list[Any] = [
         process.clean.kiq([1]),
@@ -258,3 +287,18 @@ async def test_a_kick_works_from_another_thread(process: Process) -> None:
     with process.security.acting_as(PROCESSOR):
         await asyncio.to_thread(asyncio.run, process.clean.kiq([1]))
     await process.runs(process.broker.take())
+
+
+async def test_an_explicit_kick_of_a_shared_task_is_not_made_in_the_name_of_a_former_one(process: Process) -> None:
+    shared = async_shared_broker.register_task(tasks.asks_in_the_loop, f"shared-{uuid4().hex}", pipeline="data")
+    try:
+        for principal in (PROCESSOR, Principal("carol", roles=["processor"])):
+            kicker = shared.kicker().with_broker(process.broker).with_labels(**process.security.labels_for(principal))
+            with suppress(FlowSecurityError):
+                await kicker.kiq()
+        with suppress(FlowSecurityError):
+            await shared.kicker().with_broker(process.broker).kiq()
+        sent = [claims_of(principal_of(read(data)))["sub"] for data in process.broker.sent]
+        assert sent in ([], ["alice"], ["alice", "carol"])
+    finally:
+        async_shared_broker.global_task_registry.pop(shared.task_name)

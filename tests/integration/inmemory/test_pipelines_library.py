@@ -10,7 +10,7 @@ from taskiq import TaskiqResult
 from taskiq.message import TaskiqMessage
 from taskiq_pipelines import Pipeline, PipelineMiddleware
 
-from taskiq_flow_security import AccessDeniedError, AuthenticationError, Principal, current_principal
+from taskiq_flow_security import AccessDeniedError, AuthenticationError, Principal, current_principal, guard
 from tests.attacks.forging import read, relabelled, write
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR
@@ -199,3 +199,21 @@ async def test_where_security_is_only_monitored_a_pipeline_runs_for_somebody_unk
     task = await Pipeline(steps.broker, steps.first).call_next(steps.restricted).kiq(1)
     await steps.run()
     assert steps.result(task.task_id).return_value == 6
+
+
+@each_position
+async def test_a_step_counts_against_the_rate_limit_of_its_task(new_process: NewProcess, position: str) -> None:
+    steps = Steps(new_process, position)
+
+    @steps.broker.task("rare", pipeline="data")
+    @guard(rate_limit="1/hour")
+    async def rare(value: int) -> None:
+        steps.process.ran.append(("rare", value))
+
+    waiting = []
+    for value in range(3):
+        with steps.process.security.acting_as(PROCESSOR):
+            waiting.append(await Pipeline(steps.broker, steps.first).call_next(rare).kiq(value))
+    await steps.run()
+    assert [name for name, _ in steps.process.ran].count("rare") == 1
+    assert not steps.result(waiting[0].task_id).is_err
