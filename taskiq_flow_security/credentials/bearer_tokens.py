@@ -1,8 +1,7 @@
-"""What a caller proves its identity with: an API key, or a bearer token (JWT) of an identity provider."""
+"""Bearer tokens (JWT) of an identity provider."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -21,8 +20,6 @@ from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
 from taskiq_flow_security.tokens.jws import MAX_BYTES, check_times
-
-_HASHED = "sha256:"
 
 _BEARER_TYPES = frozenset({"jwt", "at+jwt"})
 """RFC 7519 section 5.1 and RFC 9068 section 2.1, in lower case. A token of another declared type is no bearer token."""
@@ -44,87 +41,6 @@ _PUBLIC_ALGORITHMS = frozenset(
         "EdDSA",
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """What an API key stands for: it holds an id of the key and its hash, never the key."""
-
-    id: str
-    sha256: str = field(repr=False)
-    subject: str
-    roles: frozenset[str]
-    permissions: frozenset[Permission]
-    pipelines: frozenset[str]
-    expires_at: float | None
-
-    @classmethod
-    def parse(
-        cls,
-        key: str,
-        *,
-        subject: str | None,
-        roles: Iterable[str],
-        permissions: Iterable[str],
-        pipelines: Iterable[str],
-        expires_at: float | None,
-    ) -> ApiKey:
-        """Take a key in plain text, or as ``sha256:<hex>`` of it."""
-        sha256 = key.removeprefix(_HASHED) if key.startswith(_HASHED) else _sha256(key)
-        key_id = _sha256(f"taskiq-flow-security/api-key-id/{sha256}")[:16]
-        return cls(
-            key_id,
-            sha256,
-            subject or f"api-key:{key_id}",
-            frozenset(roles),
-            frozenset(map(Permission, permissions)),
-            frozenset(pipelines),
-            expires_at,
-        )
-
-    def principal(self, txn: str | None = None) -> Principal:
-        """The principal that acts with this key."""
-        return Principal(
-            self.subject,
-            self.roles,
-            self.permissions,
-            self.pipelines,
-            api_key_id=self.id,
-            txn=txn,
-        )
-
-    def expired(self, now: float) -> bool:
-        """Whether the key's time is over."""
-        return self.expires_at is not None and now >= self.expires_at
-
-
-class ApiKeys:
-    """Finds an API key by the hash of what was presented.
-
-    The hash cannot be steered towards a known one, so the time that the look-up takes says nothing about any key.
-    """
-
-    def __init__(self, keys: Iterable[ApiKey]) -> None:
-        self._by_hash = {key.sha256: key for key in keys}
-        self._by_id = {key.id: key for key in self._by_hash.values()}
-
-    def __bool__(self) -> bool:
-        return bool(self._by_hash)
-
-    def authenticate(self, presented: object, now: float) -> ApiKey:
-        """The key that was presented, or `AuthenticationError`."""
-        key = None
-        if isinstance(presented, str) and len(presented) <= MAX_BYTES:
-            key = self._by_hash.get(_sha256(presented))
-        if key is None:
-            raise AuthenticationError(Reason.UNKNOWN_API_KEY, "The API key is not known.")
-        if key.expired(now):
-            raise AuthenticationError(Reason.API_KEY_EXPIRED, "The API key has expired; ask for a new one.")
-        return key
-
-    def find(self, key_id: str) -> ApiKey | None:
-        """The key of this id as it is configured now."""
-        return self._by_id.get(key_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +231,3 @@ def _authentication_error(error: jwt.PyJWTError) -> AuthenticationError:
         Reason.INVALID_CLAIMS,
         "The token needs the claims sub, roles (a list) and exp, and whatever is configured.",
     )
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

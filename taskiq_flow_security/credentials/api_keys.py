@@ -1,0 +1,99 @@
+"""API keys: found by their hash, known by an id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.tokens.jws import MAX_BYTES
+
+_HASHED = "sha256:"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What an API key stands for: it holds an id of the key and its hash, never the key."""
+
+    id: str
+    sha256: str = field(repr=False)
+    subject: str
+    roles: frozenset[str]
+    permissions: frozenset[Permission]
+    pipelines: frozenset[str]
+    expires_at: float | None
+
+    @classmethod
+    def parse(
+        cls,
+        key: str,
+        *,
+        subject: str | None,
+        roles: Iterable[str],
+        permissions: Iterable[str],
+        pipelines: Iterable[str],
+        expires_at: float | None,
+    ) -> ApiKey:
+        """Take a key in plain text, or as ``sha256:<hex>`` of it."""
+        sha256 = key.removeprefix(_HASHED) if key.startswith(_HASHED) else _sha256(key)
+        key_id = _sha256(f"taskiq-flow-security/api-key-id/{sha256}")[:16]
+        return cls(
+            key_id,
+            sha256,
+            subject or f"api-key:{key_id}",
+            frozenset(roles),
+            frozenset(map(Permission, permissions)),
+            frozenset(pipelines),
+            expires_at,
+        )
+
+    def principal(self, txn: str | None = None) -> Principal:
+        """The principal that acts with this key."""
+        return Principal(
+            self.subject,
+            self.roles,
+            self.permissions,
+            self.pipelines,
+            api_key_id=self.id,
+            txn=txn,
+        )
+
+    def expired(self, now: float) -> bool:
+        """Whether the key's time is over."""
+        return self.expires_at is not None and now >= self.expires_at
+
+
+class ApiKeys:
+    """Finds an API key by the hash of what was presented.
+
+    The hash cannot be steered towards a known one, so the time that the look-up takes says nothing about any key.
+    """
+
+    def __init__(self, keys: Iterable[ApiKey]) -> None:
+        self._by_hash = {key.sha256: key for key in keys}
+        self._by_id = {key.id: key for key in self._by_hash.values()}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_hash)
+
+    def authenticate(self, presented: object, now: float) -> ApiKey:
+        """The key that was presented, or `AuthenticationError`."""
+        key = None
+        if isinstance(presented, str) and len(presented) <= MAX_BYTES:
+            key = self._by_hash.get(_sha256(presented))
+        if key is None:
+            raise AuthenticationError(Reason.UNKNOWN_API_KEY, "The API key is not known.")
+        if key.expired(now):
+            raise AuthenticationError(Reason.API_KEY_EXPIRED, "The API key has expired; ask for a new one.")
+        return key
+
+    def find(self, key_id: str) -> ApiKey | None:
+        """The key of this id as it is configured now."""
+        return self._by_id.get(key_id)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
