@@ -1,0 +1,121 @@
+"""The policy against an oracle written from its specification alone."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskiq_flow_security.core.guard import Guard
+from taskiq_flow_security.core.policy import AccessRequest, Decision, Policy, decide
+from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.reasons import Reason
+
+PIPELINES = ("a", "b", "c")
+TASKS = ("t", "u")
+ROLES = ("processor", "viewer", "administrator")
+
+Acls = dict[str, dict[Permission, set[str]]]
+
+roles = st.sets(st.sampled_from(ROLES))
+permissions = st.sampled_from(list(Permission))
+acls = st.dictionaries(permissions, roles)
+pipeline_acls = st.dictionaries(st.sampled_from(PIPELINES), acls)
+task_acls = st.dictionaries(st.sampled_from(TASKS), acls)
+principals = st.builds(
+    Principal,
+    st.just("alice"),
+    roles,
+    st.none() | st.sets(permissions),
+    st.sets(st.sampled_from([*PIPELINES, "*", *(f"task:{task}" for task in TASKS)])),
+)
+guards = st.none() | st.builds(
+    Guard,
+    st.none() | permissions,
+    roles.map(frozenset),
+    st.sampled_from([None, lambda *_: True, lambda *_: False, lambda *_: 1, lambda *_: 1 / 0]),
+)
+requests = st.builds(AccessRequest, permissions, st.none() | st.sampled_from(PIPELINES), st.sampled_from(TASKS), guards)
+
+
+def oracle(pipeline_acls: Acls, task_acls: Acls, who: Principal, what: AccessRequest) -> bool:
+    def listed(permission: Permission) -> list[bool]:
+        named = [pipeline_acls.get(what.pipeline or ""), task_acls.get(what.task or "")]
+        return [bool(who.roles & acl.get(permission, set())) for acl in named if acl is not None]
+
+    def granted(permission: Permission) -> bool:
+        return all(listed(permission)) and (bool(listed(permission)) or who.permissions is not None)
+
+    whitelisted = not who.pipelines or bool(who.pipelines & {"*", what.pipeline or f"task:{what.task}"})
+    carried = who.permissions is None or what.permission in who.permissions
+    admin = "admin" in (who.permissions or ())
+    if not whitelisted or not (admin or (carried and granted(what.permission))):
+        return False
+    return what.guard is None or guard_oracle(what.guard, who, granted)
+
+
+def guard_oracle(guard: Guard, who: Principal, granted: object) -> bool:
+    assert callable(granted)
+    try:
+        return (
+            (not guard.roles or bool(guard.roles & who.roles))
+            and (guard.permission is None or guard.permission in (who.permissions or {guard.permission}))
+            and (guard.permission is None or who.permissions is not None or granted(guard.permission))
+            and (who.permissions != frozenset() or guard.permission is None)
+            and (guard.predicate is None or guard.predicate(who, {}) is True)
+        )
+    except ZeroDivisionError:
+        return False
+
+
+@given(pipeline_acls, task_acls, principals, requests)
+def test_the_policy_decides_as_its_specification_says(
+    pipeline_acls: Acls, task_acls: Acls, who: Principal, what: AccessRequest
+) -> None:
+    decision = decide(Policy.from_roles(pipeline_acls, task_acls), who, what)
+    assert decision.allowed is oracle(pipeline_acls, task_acls, who, what)
+
+
+@given(pipeline_acls, task_acls, principals, requests)
+def test_a_principal_with_less_may_do_no_more(
+    pipeline_acls: Acls, task_acls: Acls, who: Principal, what: AccessRequest
+) -> None:
+    policy = Policy.from_roles(pipeline_acls, task_acls)
+    allowed = decide(policy, who, what).allowed
+    for role in who.roles:
+        less = Principal(who.subject, who.roles - {role}, who.permissions, who.pipelines)
+        assert allowed or not decide(policy, less, what).allowed
+    for permission in who.permissions or ():
+        less = Principal(who.subject, who.roles, (who.permissions or frozenset()) - {permission}, who.pipelines)
+        assert allowed or not decide(policy, less, what).allowed
+
+
+def test_every_step_denies_under_its_own_reason() -> None:
+    policy = Policy.from_roles({"a": {Permission.EXECUTE: ["processor"]}}, {})
+    execute = AccessRequest(Permission.EXECUTE, "a")
+
+    def reason(
+        request: AccessRequest = execute,
+        roles: tuple[str, ...] = ("processor",),
+        permissions: tuple[str, ...] = ("execute",),
+        pipelines: tuple[str, ...] = ("a",),
+    ) -> Reason:
+        return decide(policy, Principal("alice", roles, permissions, pipelines), request).reason
+
+    assert reason() is Reason.ACL
+    assert reason(pipelines=("b",)) is Reason.WHITELIST
+    assert reason(permissions=("read",)) is Reason.PERMISSION
+    assert reason(roles=("viewer",)) is Reason.ACL
+    assert reason(permissions=("admin",), roles=()) is Reason.ADMIN
+    guarded = AccessRequest(Permission.EXECUTE, "a", guard=Guard(roles=frozenset({"surgeon"})))
+    assert reason(guarded, permissions=("admin",)) is Reason.GUARD
+
+
+def test_a_pipeline_cannot_be_named_so_that_it_passes_for_a_task_or_for_all() -> None:
+    everything = Principal("alice", permissions=("admin",))
+    for name in ("task:t", "*", ""):
+        assert decide(Policy(), everything, AccessRequest(Permission.READ, name)).reason is Reason.INVALID_REQUEST
+
+
+def test_a_decision_is_true_where_it_allows() -> None:
+    assert Decision(True, Reason.ACL, "x")
+    assert not Decision(False, Reason.ACL, "x")
