@@ -49,6 +49,8 @@ class Delivery:
     refusal: RefusalSignal | None = None
     executed: bool = False
     """Whether its function has run, so that what is kicked now is kicked by middlewares."""
+    withheld: str | None = None
+    """The id of the last task that a middleware wanted to kick and may not."""
     keep_result: bool = False
     """Whether a result is there already, which a refusal must not replace."""
 
@@ -65,3 +67,16 @@ def refusing() -> bool:
     """Whether this context handles a message that is refused."""
     delivery = current.get()
     return delivery is not None and delivery.refusal is not None
+
+
+def withhold(task_id: str) -> None:
+    """Let the kick that is under way in this context end before anything is sent."""
+    delivery = current.get()
+    if delivery is not None:
+        delivery.withheld = task_id
+
+
+def withholds(task_id: str) -> bool:
+    """Whether this kick is not to be sent."""
+    delivery = current.get()
+    return delivery is not None and delivery.withheld == task_id

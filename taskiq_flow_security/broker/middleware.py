@@ -86,6 +86,12 @@ class SecurityMiddleware(TaskiqMiddleware):
             acting.become(Acting(ANONYMOUS, new_id(), self.security))
         return message
 
+    def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
+        """Note that the function has run."""
+        delivery = deliveries.current.get()
+        if delivery is not None:
+            delivery.executed = True
+
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         """Give a refused message its result."""
         delivery = deliveries.current.get()
@@ -117,15 +123,11 @@ class SecurityMiddleware(TaskiqMiddleware):
 
 
 def _isolated(kick: Kick) -> Kick:
-    """A kick after which the caller's context is as it was, also where the broker runs the task in place.
-
-    While a message is refused, nothing is sent: a hook of another middleware, an alarm say, would have nobody to act
-    for, and must not fail, or the refused message would come back for ever.
-    """
+    """A kick after which the caller's context is as it was, also where the broker runs the task in place."""
 
     @functools.wraps(kick)
     async def isolated_kick(message: BrokerMessage) -> None:
-        if deliveries.refusing():
+        if deliveries.withholds(message.task_id):
             return
         actor, delivery = acting.current(), deliveries.current.get()
         deliveries.current.set(None)

@@ -68,11 +68,10 @@ class Sender:
             )
             if security.monitoring:
                 return
-            if isinstance(error, (AccessDeniedError, AuthenticationError)) and self._kicked_by_hook(message):
-                return
-            if deliveries.refusing():
-                return  # the kick is not sent, see `middleware`
-            raise
+            if not self._kicked_by_hook(message):
+                raise
+            if deliveries.refusing() or not isinstance(error, (AccessDeniedError, AuthenticationError)):
+                deliveries.withhold(message.task_id)
 
     def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireData | None:
         """The signed message to send in place of this one, which keeps no credential.
@@ -81,7 +80,7 @@ class Sender:
         or because it will not be sent. Raises `UnsignableMessageError` or `AuthenticationError` otherwise.
         """
         given, _ = wire.take_credentials(message)
-        if not self._security.enabled or deliveries.refusing():
+        if not self._security.enabled or deliveries.withholds(message.task_id):
             return None
         try:
             return self._sign(message, given, inner)
@@ -118,13 +117,14 @@ class Sender:
         return data
 
     def _kicked_by_hook(self, message: TaskiqMessage) -> bool:
-        """Whether a middleware kicks this after a task has run: to retry it, or as the next step of its pipeline.
+        """Whether a middleware kicks this after a task has run or was refused: a retry, a next step, an alarm.
 
         An exception would keep the receiver from acking (`on_error`), or only be logged (`post_save`), and somebody
-        would wait for ever. So what may not be kicked is sent all the same, and refused by the worker that gets it.
+        would wait for ever. So what may not be kicked is sent all the same, and refused by the worker that gets it;
+        what no worker would refuse is not sent.
         """
         delivery = deliveries.current.get()
-        return self._retries(message) or (delivery is not None and delivery.executed)
+        return self._retries(message) or (delivery is not None and (delivery.executed or deliveries.refusing()))
 
     def _retries(self, message: TaskiqMessage) -> bool:
         """Whether this kick repeats the task that has just run here."""

@@ -7,7 +7,7 @@ compared within a round, and the median over all rounds is what counts.
 from __future__ import annotations
 
 import gc
-from collections import deque
+import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -29,7 +29,7 @@ class Effort:
     """How many tasks one turn of a variant sends over Redis."""
 
 
-FULL = Effort(rounds=25, batch_seconds=0.02, redis_rounds=25, redis_tasks=600)
+FULL = Effort(rounds=50, batch_seconds=0.02, redis_rounds=25, redis_tasks=600)
 QUICK = Effort(rounds=5, batch_seconds=0.002, redis_rounds=2, redis_tasks=200)
 
 
@@ -67,14 +67,14 @@ async def measure(variants: Mapping[str, Batch], effort: Effort) -> Samples:
 async def interleave(variants: Mapping[str, Batch], counts: Mapping[str, int], rounds: int) -> Samples:
     """Time all variants, each this often in a turn."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    order = deque(variants)
+    order, chance = list(variants), random.Random(0)
     gc.collect()
     gc.freeze()  # what is there already, however much, is not what a turn should pay for
     try:
         for _ in range(rounds):
+            chance.shuffle(order)  # so that none always follows the same one
             for name in order:
                 seconds[name].append(await _time(variants[name], counts[name]) / counts[name])
-            order.rotate()  # so that none always follows the same one
     finally:
         gc.unfreeze()
     return Samples(seconds)

@@ -110,7 +110,7 @@ async def _error_of(awaitable: Any) -> list[str]:
     """What an error says of itself, if there is one."""
     try:
         await awaitable
-    except Exception as error:  # noqa: BLE001 (every error is looked at)
+    except Exception as error:
         return [str(error), repr(error), repr(error.args), *traceback.format_exception(error)]
     return []
 
