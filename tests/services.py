@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from functools import cache
 from typing import NoReturn
@@ -17,11 +18,12 @@ NATS_URL = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 _URLS = {"redis": (REDIS_URL, 6379), "rabbitmq": (AMQP_URL, 5672), "nats": (NATS_URL, 4222)}
 
 _GREETINGS = {
-    "redis": (b"PING\r\n", b"+PONG"),
-    "rabbitmq": (b"AMQP\x00\x00\x09\x01", b"\x01\x00\x00"),
-    "nats": (b"", b"INFO "),
+    # A server that asks for a password answers in its own words, and is there all the same.
+    "redis": (b"PING\r\n", rb"\+PONG|-NOAUTH"),
+    "rabbitmq": (b"AMQP\x00\x00\x09\x01", rb"\x01\x00\x00"),
+    "nats": (b"", rb'INFO .*"jetstream": ?true'),
 }
-"""What to say first, and how the answer begins."""
+"""What to say first, and what the answer begins with, as a pattern."""
 
 
 def require(service: str) -> None:
@@ -41,12 +43,11 @@ def missing(service: str) -> str | None:
     try:
         with socket.create_connection((host, port), timeout=1) as connection:
             connection.sendall(hello)
-            received = connection.recv(64)
+            received = connection.recv(4096)
     except OSError as error:
         return f"{host}:{port} does not answer ({error})"
-    # A server that asks for a password answers in its own words, and is there all the same.
-    if not received.startswith(answer) and not received.startswith(b"-NOAUTH"):
-        return f"{host}:{port} is something else"
+    if not re.match(answer, received):
+        return f"{host}:{port} is something else, or lacks what is needed (of NATS: JetStream)"
     return None
 
 
