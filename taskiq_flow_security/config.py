@@ -58,13 +58,13 @@ def _check_role_names(roles: Iterable[str]) -> Iterable[str]:
     return roles
 
 
-def _split_names(value: object) -> object:
+def _as_list(value: object) -> object:
     if isinstance(value, (set, frozenset, tuple)):
         return list(value)
     return value
 
 
-Names = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_split_names)]
+Names = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)]
 AclConfig = dict[Permission, Names]
 
 
@@ -78,7 +78,7 @@ class ApiKeyConfig(_Strict):
     role: str = Field(min_length=1)
     pipelines: Names = []
     """The whitelist of pipelines; empty or containing ``"*"`` means all."""
-    permissions: Annotated[list[Permission], BeforeValidator(_split_names)] = []
+    permissions: Annotated[list[Permission], BeforeValidator(_as_list)] = []
     expires_at: AwareDatetime | None = None
     """From this moment on the key is refused."""
     subject: str | None = Field(default=None, min_length=1)

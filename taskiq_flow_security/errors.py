@@ -62,8 +62,8 @@ class RateLimitExceededError(FlowSecurityError):
 
     @property
     def reason(self) -> str:
-        """Always ``rate_limit``."""
-        return "rate_limit"
+        """The code of every such error."""
+        return "rate_limit"  # `Reason.RATE_LIMIT`, which stands a floor above
 
     def __str__(self) -> str:
         return f"{self.args[1]} Try again in {self.retry_after:.0f} s."
@@ -74,5 +74,5 @@ class BackendUnavailableError(FlowSecurityError):
 
     @property
     def reason(self) -> str:
-        """Always ``backend_unavailable``."""
-        return "backend_unavailable"
+        """The code of every such error."""
+        return "backend_unavailable"  # `Reason.BACKEND_UNAVAILABLE`

@@ -8,33 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pydantic import SecretStr
-
-from taskiq_flow_security import acting
+from taskiq_flow_security import acting, from_config
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.audit import AuditLogger
-from taskiq_flow_security.config import TaskiqFlowConfig, timestamp
+from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision, Policy, decide
 from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
-from taskiq_flow_security.credentials import (
-    ApiKey,
-    ApiKeys,
-    BearerKey,
-    BearerTokens,
-    bearer_key_from_pem,
-    bearer_keys_from_jwks,
-)
-from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
+from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.rate_limits import RateLimits
-from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
 from taskiq_flow_security.tokens.message_signature import MessageSigner
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken, PrincipalTokens
 
 _logger = logging.getLogger(__name__)
-
-_MIN_API_KEY_LENGTH = 20
 
 
 class FlowSecurity:
@@ -54,21 +41,21 @@ class FlowSecurity:
         self.config = config
         self.audit = audit or AuditLogger()
         self.clock = clock
-        self.enabled = config.security_enabled
-        self.monitoring = config.enforcement == "monitor"
         self.policy = Policy.from_roles(config.pipeline_acls, config.task_acls)
-        self.rate_limits = RateLimits(config.rate_limit_storage.get_secret_value())
-        self._api_keys = _api_keys(config)
+        self._rate_limits: RateLimits | None = None
+        if config.security_enabled and config.rate_limit_enabled:
+            self._rate_limits = RateLimits(config.rate_limit_storage.get_secret_value())
+        self._api_keys = from_config.api_keys(config)
         self._lists_api_keys = "api_keys" in config.model_fields_set  # also if the last one has been removed
-        self._bearer_tokens = _bearer_tokens(config)
-        self._keyring = _keyring(config)
+        self._bearer_tokens = from_config.bearer_tokens(config)
+        keyring = from_config.keyring(config)
         self.principals = PrincipalTokens(
-            self._keyring,
+            keyring,
             config.principal_issuer,
             config.principal_audience,
             config.clock_leeway,
         )
-        self.messages = MessageSigner(self._keyring, config.clock_leeway)
+        self.messages = MessageSigner(keyring, config.clock_leeway)
         if not self.enabled:
             _logger.warning("security_enabled is False: every task runs, whoever asks for it.")
             return
@@ -77,6 +64,16 @@ class FlowSecurity:
         for setting in ("unsafe_jwt_without_exp", "unsafe_pickle_messages"):
             if getattr(config, setting):
                 _logger.warning("%s is set: see the settings for what that lets in.", setting)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is secured at all."""
+        return self.config.security_enabled
+
+    @property
+    def monitoring(self) -> bool:
+        """Whether what should be refused is only recorded."""
+        return self.config.enforcement == "monitor"
 
     async def authenticate(self, *, api_key: str | None = None, bearer: str | None = None) -> Principal:
         """The principal of an API key or a bearer token.
@@ -130,9 +127,7 @@ class FlowSecurity:
         """
         if not self.enabled:
             return {}
-        now = self.clock()
-        token = self.principals.issue(principal, self._txn(principal), now, now + self.config.principal_ttl)
-        return {PRINCIPAL_LABEL: token.text}
+        return {PRINCIPAL_LABEL: self._issue(principal, self._txn(principal), self.clock()).text}
 
     def explain(
         self,
@@ -142,10 +137,14 @@ class FlowSecurity:
         pipeline: str | None = None,
         task: str | None = None,
     ) -> Decision:
-        """Whether the principal may do this now, and which rule says so. Never raises; records nothing."""
-        if permission not in set(Permission):
-            return Decision(False, Reason.INVALID_REQUEST, "unknown permission")
+        """Whether the policy lets the principal do this now, and which rule says so.
+
+        Never raises, and records nothing. The guard that a task may have, and the pipeline that it belongs to by
+        registration, are a broker's matter and not asked.
+        """
         try:
+            if permission not in set(Permission):
+                return Decision(False, Reason.INVALID_REQUEST, "unknown permission")
             return self.decide(principal, AccessRequest(Permission(permission), pipeline, task))
         except Exception as error:  # noqa: BLE001 (an explanation never raises; an error means deny)
             return Decision(False, Reason.INVALID_REQUEST, f"{type(error).__name__} while deciding")
@@ -177,22 +176,25 @@ class FlowSecurity:
         Raises `RateLimitExceededError`, or `BackendUnavailableError` where it cannot be counted.
         """
         limit = None if request.guard is None else request.guard.rate_limit
-        if limit is not None and self.enabled and self.config.rate_limit_enabled:
-            await self.rate_limits.hit(limit, "task", str(request.task), principal.subject)
+        if limit is not None and self._rate_limits is not None:
+            await self._rate_limits.hit(limit, "task", str(request.task), principal.subject)
 
     def token_for(self, actor: Acting, now: float, until: float) -> PrincipalToken:
-        """The actor's principal as signed, valid `until` then if it is for this process to say.
+        """The actor's principal as signed; where this process issues it, valid `until` then.
 
         A principal that came with a message is passed on as it is. Raises `AuthenticationError` where that one is no
-        longer valid, or where this process has no key to issue another.
+        longer valid, where the login has ended, or where this process has no key to issue with.
         """
         if actor.token is not None and actor.received:
             return self.principals.verify(actor.token.text, now)
         if actor.token is None or actor.token.expires_at < until:
-            # With this much to spare, the next kicks of the same scope find the token good enough.
-            spare = self.config.principal_ttl - self.config.queue_ttl
-            actor.token = self.principals.issue(actor.principal, actor.txn, now, until + spare)
+            actor.token = self._issue(actor.principal, actor.txn, now)
         return actor.token
+
+    def _issue(self, principal: Principal, txn: str, now: float) -> PrincipalToken:
+        if principal.expires_at is not None and now - self.config.clock_leeway >= principal.expires_at:
+            raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
+        return self.principals.issue(principal, txn, now, now + self.config.principal_ttl)
 
     def _authenticate(self, api_key: str | None, bearer: str | None, txn: str, now: float) -> Principal:
         if api_key is not None and bearer is not None:
@@ -221,79 +223,3 @@ class FlowSecurity:
 def new_id() -> str:
     """A random identifier: 96 bits in hexadecimal."""
     return secrets.token_hex(12)
-
-
-def _api_keys(config: TaskiqFlowConfig) -> ApiKeys:
-    keys = [
-        ApiKey.parse(
-            key.get_secret_value(),
-            subject=entry.subject,
-            roles=[entry.role],
-            permissions=entry.permissions,
-            pipelines=entry.pipelines,
-            expires_at=timestamp(entry.expires_at),
-        )
-        for key, entry in config.api_keys.items()
-    ]
-    if len({key.id for key in keys}) != len(keys):
-        raise ConfigurationError("api_keys: a key is given twice, in plain text and hashed; keep one of them.")
-    guessable = [key for key in config.api_keys if len(key.get_secret_value()) < _MIN_API_KEY_LENGTH]
-    if guessable:
-        _logger.warning(
-            "%d API keys have fewer than %d characters and can be guessed; make them with secrets.token_urlsafe().",
-            len(guessable),
-            _MIN_API_KEY_LENGTH,
-        )
-    return ApiKeys(keys)
-
-
-def _bearer_tokens(config: TaskiqFlowConfig) -> BearerTokens:
-    keys = [bearer_key_from_pem(pem) for pem in config.jwt_public_keys]
-    if config.jwt_jwks_file is not None:
-        keys += bearer_keys_from_jwks(config.jwt_jwks_file)
-    if config.jwt_secret is not None:
-        keys.append(BearerKey("HS256", config.jwt_secret.get_secret_value()))
-    if config.security_enabled and config.auth_provider == "jwt" and not keys:
-        raise ConfigurationError(
-            'auth_provider: "jwt" needs a key to verify tokens; set jwt_secret, jwt_public_keys or jwt_jwks_file.'
-        )
-    return BearerTokens(
-        keys,
-        audience=config.jwt_audience,
-        issuer=config.jwt_issuer,
-        require_exp=not config.unsafe_jwt_without_exp,
-        leeway=config.clock_leeway,
-    )
-
-
-def _reveal(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()
-
-
-def _keyring(config: TaskiqFlowConfig) -> Keyring:
-    if config.signing_keys:
-        keyring = Keyring.from_specs(
-            KeySpec(
-                kid=key.kid,
-                alg=key.alg,
-                uses=frozenset(Use(use) for use in key.uses if use != "verify"),
-                secret=_reveal(key.secret),
-                private_key=_reveal(key.private_key),
-                public_key=key.public_key,
-                verify_only="verify" in key.uses,
-                not_before=timestamp(key.not_before),
-                not_after=timestamp(key.not_after),
-            )
-            for key in config.signing_keys
-        )
-    elif config.jwt_secret is not None:
-        keyring = Keyring.derived(config.jwt_secret.get_secret_value())
-    else:
-        keyring = Keyring([])
-    missing = [use for use in Use if not keyring.has(use)]
-    if config.security_enabled and missing:
-        raise ConfigurationError(
-            f"signing_keys: there is no key for {' and '.join(missing)}; set jwt_secret (at least 32 bytes, the same "
-            "in every process), or give signing_keys for both, or set security_enabled to false."
-        )
-    return keyring

@@ -50,8 +50,9 @@ def guard(
         @guard(roles=["processor"])
         async def clean(rows: list[int]) -> int: ...
 
-    `permission` must be carried by the principal itself: neither ``admin`` nor anything else stands in for it. Of
-    `roles`, it needs one. `predicate` is called with the principal and the arguments by name, and must return ``True``.
+    `permission` must be among the principal's explicit permissions, for which ``admin`` does not stand in; a principal
+    without explicit permissions needs it from the ACLs. Of `roles`, it needs one. `predicate` is called with the
+    principal and the arguments by name, and must return ``True``.
     `rate_limit`, such as ``"10/minute"``, holds for each principal at the kick.
 
     A guarded function runs only when a worker with `SecurityMiddleware` has admitted the message; without the

@@ -19,6 +19,7 @@ from taskiq_flow_security.broker.requests import (
     registered_pipeline,
 )
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, QUEUE_TTL_LABEL, WireData
+from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -54,6 +55,8 @@ class Sender:
             decision = security.decide(actor.principal, request)
             if not decision.allowed:
                 raise access_denied(actor.principal, request, decision)
+            now = security.clock()
+            security.token_for(actor, now, _expiry(message, now, security.config))  # while it can be said in the caller
             if request.guard is not None and not self._retries(message):
                 await security.count_use(actor.principal, request)
         except FlowSecurityError as error:
@@ -93,7 +96,7 @@ class Sender:
         security = self._security
         now = security.clock()
         data = wire.to_wire(message)
-        expires_at = now + _seconds_to_wait(message, security.config.queue_ttl)
+        expires_at = _expiry(message, now, security.config)
         actor = self._actor_of(given)
         if actor.token is not None and self._kicked_by_hook(message):
             token = actor.token
@@ -179,13 +182,18 @@ def _name_pipeline(message: TaskiqMessage, actor: Acting, registered: str | None
         )
 
 
-def _seconds_to_wait(message: TaskiqMessage, default: float) -> float:
-    """How long the message may wait: the task's own time to live or the default, beyond any delay it asks for."""
+def _expiry(message: TaskiqMessage, now: float, config: TaskiqFlowConfig) -> float:
+    """When the message is too old to run: after the task's own time to live or the default, beyond any delay it has."""
     try:
-        own = float(message.labels.get(QUEUE_TTL_LABEL, default))
+        ttl = float(message.labels.get(QUEUE_TTL_LABEL, config.queue_ttl))
         delay = float(message.labels.get("delay", 0))
     except (TypeError, ValueError):
-        own = delay = -1
-    if not (0 < own < 1e10 and 0 <= delay < 1e10):
+        ttl = delay = -1
+    if not (ttl > 0 and delay >= 0):
         raise UnsignableMessageError("The labels queue_ttl and delay must be numbers of seconds, queue_ttl above 0.")
-    return own + delay
+    if not ttl + delay <= config.principal_ttl:
+        raise UnsignableMessageError(
+            "The message may wait longer (queue_ttl and delay) than its principal is accepted; shorten that, or raise "
+            "principal_ttl."
+        )
+    return now + ttl + delay

@@ -12,7 +12,6 @@ class EventName(StringEnum):
 
     AUTHN_LOGIN_SUCCESS = "authn_login_success"
     AUTHN_LOGIN_FAIL = "authn_login_fail"
-    AUTHN_TOKEN_CREATED = "authn_token_created"  # noqa: S105 (the name of an event)
     EXCESS_RATE_LIMIT_EXCEEDED = "excess_rate_limit_exceeded"
     INPUT_VALIDATION_FAIL = "input_validation_fail"
     SYS_STARTUP = "sys_startup"

@@ -40,6 +40,7 @@ class Principal:
     `permissions` is ``None`` where the principal carries no explicit permissions, so that only ACLs can grant it
     something; an empty set grants nothing. `pipelines` is the whitelist: empty or containing ``"*"`` means all.
     `api_key_id` names the API key it came from, never the key itself. `txn` joins all that is done for one request.
+    `expires_at` is when the login ends, in seconds since the epoch: from then on it is not issued to anybody any more.
 
     Raises `ValueError` or `TypeError` for values that cannot be meant, such as one string for a set of names.
     """
@@ -50,6 +51,7 @@ class Principal:
     pipelines: frozenset[str]
     api_key_id: str | None
     txn: str | None = field(compare=False)
+    expires_at: float | None = field(compare=False)
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Principal:
         *,
         api_key_id: str | None = None,
         txn: str | None = None,
+        expires_at: float | None = None,
     ) -> None:
         if not _is_name(subject):
             raise ValueError("subject must be a non-empty Unicode string")
@@ -78,6 +81,7 @@ class Principal:
         set_field(self, "pipelines", _names("pipelines", pipelines))
         set_field(self, "api_key_id", api_key_id)
         set_field(self, "txn", txn)
+        set_field(self, "expires_at", expires_at)
 
 
 ANONYMOUS = Principal("anonymous", permissions=())

@@ -59,6 +59,7 @@ class ApiKey:
             self.pipelines,
             api_key_id=self.id,
             txn=txn,
+            expires_at=self.expires_at,
         )
 
     def expired(self, now: float) -> bool:
@@ -75,9 +76,6 @@ class ApiKeys:
     def __init__(self, keys: Iterable[ApiKey]) -> None:
         self._by_hash = {key.sha256: key for key in keys}
         self._by_id = {key.id: key for key in self._by_hash.values()}
-
-    def __bool__(self) -> bool:
-        return bool(self._by_hash)
 
     def authenticate(self, presented: object, now: float) -> ApiKey:
         """The key that was presented, or `AuthenticationError`."""

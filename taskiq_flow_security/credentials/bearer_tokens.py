@@ -70,9 +70,6 @@ class BearerTokens:
         self._required = ["sub", "roles", *(["exp"] if require_exp else [])]
         self._leeway = leeway
 
-    def __bool__(self) -> bool:
-        return bool(self._keys)
-
     def authenticate(self, token: object, txn: str, now: float) -> Principal:
         """The principal of a bearer token, or `AuthenticationError`."""
         if not self._keys:
@@ -86,11 +83,8 @@ class BearerTokens:
             raise AuthenticationError(Reason.OVERSIZED, f"A token may have {MAX_BYTES} bytes at most.")
         try:
             claims = self._verify(token)
-            principal = _principal(claims, txn)
-            not_before, expires_at = (
-                _seconds(claims, "nbf", 0),
-                _seconds(claims, "exp", math.inf),
-            )
+            not_before, expires_at = _seconds(claims, "nbf", 0), _seconds(claims, "exp", math.inf)
+            principal = _principal(claims, txn, None if expires_at == math.inf else expires_at)
         except AuthenticationError:
             raise
         except jwt.PyJWTError as error:
@@ -184,7 +178,7 @@ def _bearer_key_from_jwk(entry: dict[str, Any]) -> BearerKey:
     return BearerKey(jwk.algorithm_name, jwk.key, jwk.key_id)
 
 
-def _principal(claims: dict[str, Any], txn: str) -> Principal:
+def _principal(claims: dict[str, Any], txn: str, expires_at: float | None) -> Principal:
     roles, permissions, pipelines = (
         claims["roles"],
         claims.get("permissions"),
@@ -196,7 +190,7 @@ def _principal(claims: dict[str, Any], txn: str) -> Principal:
     if permissions is not None:
         # An identity provider names other applications' permissions too; they grant nothing here.
         permissions = [name for name in permissions if name in set(Permission)]
-    return Principal(claims["sub"], roles, permissions, pipelines, txn=txn)
+    return Principal(claims["sub"], roles, permissions, pipelines, txn=txn, expires_at=expires_at)
 
 
 def _seconds(claims: dict[str, Any], name: str, default: float) -> float:

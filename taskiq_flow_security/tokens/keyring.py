@@ -112,10 +112,6 @@ class Keyring:
         """Whether any key is there to verify this use with."""
         return any(key.use is use for key in self._keys)
 
-    def can_sign(self, use: Use, now: float) -> bool:
-        """Whether this process holds a key to sign with for this use now."""
-        return any(key.usable(now) for key in self._signers[use])
-
     def signer(self, use: Use, now: float) -> Key:
         """The key to sign with. Raises `AuthenticationError` where this process has none."""
         for key in self._signers[use]:

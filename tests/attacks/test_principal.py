@@ -243,9 +243,10 @@ async def test_another_deployments_message_is_refused(process: Process, new_proc
 
 async def test_a_principal_expires_before_its_message(process: Process) -> None:
     labels = process.security.labels_for(PROCESSOR)
-    await process.clean.kicker().with_labels(**labels, queue_ttl=300_000).kiq([1])
+    process.clock.now += 100_000
+    await process.clean.kicker().with_labels(**labels, queue_ttl=150_000).kiq([1])
     message = process.broker.take()
-    process.clock.now += 172_800 + 9
+    process.clock.now += 72_800 + 9
     await process.runs(message)
     process.broker.result_backend.results.clear()
     process.clock.now += 2

@@ -20,6 +20,7 @@ FLOORS = [
     {"core"},
     {"config", "tokens", "audit", "rate_limits"},
     {"acting", "credentials"},
+    {"from_config"},
     {"security"},
     {"broker", "http", "cli"},
 ]

@@ -116,9 +116,33 @@ async def test_a_label_that_says_no_time_is_named_at_the_kick_before_anything_is
 
 
 async def test_a_message_may_wait_for_its_delay_and_its_time_to_live(process: Process) -> None:
-    message = await process.kick(process.echo.kicker().with_labels(delay=500_000, queue_ttl=10), 1)
-    process.clock.now += 500_010
+    message = await process.kick(process.echo.kicker().with_labels(delay=100_000, queue_ttl=10), 1)
+    process.clock.now += 100_010
     await process.runs(message)
+
+
+@pytest.mark.parametrize("labels", [{"delay": 172_800}, {"queue_ttl": 172_801}, {"delay": 1e300}, {"queue_ttl": 1e300}])
+async def test_no_label_makes_a_principal_last_longer_than_the_settings_say(
+    process: Process, labels: dict[str, float]
+) -> None:
+    with pytest.raises(UnsignableMessageError, match="principal_ttl"):
+        await process.kick(process.echo.kicker().with_labels(**labels), 1)
+    assert process.broker.sent == []
+
+
+async def test_a_login_that_has_ended_is_not_issued_any_more(process: Process) -> None:
+    ended = Principal("alice", ["processor"], ["execute"], expires_at=process.clock.now + 60)
+    message = await process.kick(process.echo, 1, principal=ended)
+    process.clock.now += 71
+    for kick in (lambda: process.kick(process.echo, 1, principal=ended), lambda: _labels(process, ended)):
+        with pytest.raises(AuthenticationError) as refusal:
+            await kick()
+        assert refusal.value.reason == "expired"
+    await process.runs(message)
+
+
+async def _labels(process: Process, principal: Principal) -> None:
+    process.security.labels_for(principal)
 
 
 async def test_an_explicit_kick_runs_for_its_principal(process: Process) -> None:

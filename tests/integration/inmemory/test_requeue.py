@@ -171,7 +171,8 @@ async def test_a_requeue_is_one_event_on_each_side_in_the_same_transaction(proce
 async def test_a_requeue_where_security_is_only_monitored_goes_on_for_somebody_unknown(
     process: Process,
 ) -> None:
-    process.security.monitoring = True
+    security = process.security
+    security.config = security.config.model_copy(update={"enforcement": "monitor"})
     task = _requeuing(process, int, times=1)
     await task.kiq(7)
     await process.broker.deliver(process.broker.take())

@@ -1,0 +1,102 @@
+"""Makes of the configuration what it stands for, or says what is wrong with it."""
+
+from __future__ import annotations
+
+import logging
+
+from pydantic import SecretStr
+
+from taskiq_flow_security.config import TaskiqFlowConfig, timestamp
+from taskiq_flow_security.credentials import (
+    ApiKey,
+    ApiKeys,
+    BearerKey,
+    BearerTokens,
+    bearer_key_from_pem,
+    bearer_keys_from_jwks,
+)
+from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
+
+_logger = logging.getLogger(__name__)
+
+_MIN_API_KEY_LENGTH = 20
+
+
+def api_keys(config: TaskiqFlowConfig) -> ApiKeys:
+    """The API keys. Raises `ConfigurationError` for a key that is given twice."""
+    found = [
+        ApiKey.parse(
+            key.get_secret_value(),
+            subject=entry.subject,
+            roles=[entry.role],
+            permissions=entry.permissions,
+            pipelines=entry.pipelines,
+            expires_at=timestamp(entry.expires_at),
+        )
+        for key, entry in config.api_keys.items()
+    ]
+    if len({key.id for key in found}) != len(found):
+        raise ConfigurationError("api_keys: a key is given twice, in plain text and hashed; keep one of them.")
+    guessable = [key for key in config.api_keys if len(key.get_secret_value()) < _MIN_API_KEY_LENGTH]
+    if guessable:
+        _logger.warning(
+            "%d API keys have fewer than %d characters and can be guessed; make them with secrets.token_urlsafe().",
+            len(guessable),
+            _MIN_API_KEY_LENGTH,
+        )
+    return ApiKeys(found)
+
+
+def bearer_tokens(config: TaskiqFlowConfig) -> BearerTokens:
+    """What verifies bearer tokens. Raises `ConfigurationError` for a key that cannot, or where one is missing."""
+    keys = [bearer_key_from_pem(pem) for pem in config.jwt_public_keys]
+    if config.jwt_jwks_file is not None:
+        keys += bearer_keys_from_jwks(config.jwt_jwks_file)
+    if config.jwt_secret is not None:
+        keys.append(BearerKey("HS256", config.jwt_secret.get_secret_value()))
+    if config.security_enabled and config.auth_provider == "jwt" and not keys:
+        raise ConfigurationError(
+            'auth_provider: "jwt" needs a key to verify tokens; set jwt_secret, jwt_public_keys or jwt_jwks_file.'
+        )
+    return BearerTokens(
+        keys,
+        audience=config.jwt_audience,
+        issuer=config.jwt_issuer,
+        require_exp=not config.unsafe_jwt_without_exp,
+        leeway=config.clock_leeway,
+    )
+
+
+def _reveal(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def keyring(config: TaskiqFlowConfig) -> Keyring:
+    """Keys for principals and messages. Raises `ConfigurationError` for one that is unusable or missing."""
+    if config.signing_keys:
+        keys = Keyring.from_specs(
+            KeySpec(
+                kid=key.kid,
+                alg=key.alg,
+                uses=frozenset(Use(use) for use in key.uses if use != "verify"),
+                secret=_reveal(key.secret),
+                private_key=_reveal(key.private_key),
+                public_key=key.public_key,
+                verify_only="verify" in key.uses,
+                not_before=timestamp(key.not_before),
+                not_after=timestamp(key.not_after),
+            )
+            for key in config.signing_keys
+        )
+    elif config.jwt_secret is not None:
+        keys = Keyring.derived(config.jwt_secret.get_secret_value())
+    else:
+        keys = Keyring([])
+    missing = [use for use in Use if not keys.has(use)]
+    if config.security_enabled and missing:
+        raise ConfigurationError(
+            f"signing_keys: there is no key for {' and '.join(missing)}; set jwt_secret (at least 32 bytes, the same "
+            "in every process), or give signing_keys for both, or set security_enabled to false."
+        )
+    return keys
