@@ -63,8 +63,8 @@ class _Records:
         self._logger = logger
 
     def write(self, **fields: object) -> None:
-        level = logging.INFO if fields["outcome"] == Outcome.ALLOW else logging.WARNING
-        record = self._logger.makeRecord(self._logger.name, level, __file__, 0, fields["event"], (), None)
+        level = logging.INFO if fields.get("outcome") == Outcome.ALLOW else logging.WARNING
+        record = self._logger.makeRecord(self._logger.name, level, __file__, 0, fields.get("event"), (), None)
         record.__dict__.update(fields)
         self._logger.handle(record)
 

@@ -8,13 +8,13 @@ from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.formatters.proxy_formatter import ProxyFormatter
 from taskiq.message import BrokerMessage, TaskiqMessage
 
-from taskiq_flow_security.broker.wire import WireData
+from taskiq_flow_security.broker.wire import WireMessage
 
 
 class Sealer(Protocol):
     """Signs messages."""
 
-    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireData | None:
+    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireMessage | None:
         """The message to send in place of this one, if not this one."""
 
 

@@ -18,7 +18,7 @@ from taskiq_flow_security.broker.requests import (
     access_request,
     registered_pipeline,
 )
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL, QUEUE_TTL_LABEL, WireData
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL, QUEUE_TTL_LABEL, WireMessage
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.reasons import Reason
@@ -76,7 +76,7 @@ class Sender:
             if deliveries.refusing() or not isinstance(error, (AccessDeniedError, AuthenticationError)):
                 deliveries.withhold(message.task_id)
 
-    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireData | None:
+    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireMessage | None:
         """The signed message to send in place of this one, which keeps no credential.
 
         ``None`` where it is to be left as it is: because security is off, or is only monitored and it cannot be signed,
@@ -92,7 +92,7 @@ class Sender:
                 raise
             return None
 
-    def _sign(self, message: TaskiqMessage, given: object, inner: TaskiqFormatter) -> WireData:
+    def _sign(self, message: TaskiqMessage, given: object, inner: TaskiqFormatter) -> WireMessage:
         security = self._security
         now = security.clock()
         data = wire.to_wire(message)

@@ -7,7 +7,7 @@ receiver computes it from what it has read, whatever serializer or formatter car
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 from pydantic_core import from_json, to_json
 from taskiq.labels import LabelType, parse_label, prepare_label
@@ -21,23 +21,40 @@ from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 PIPELINE_LABEL = "pipeline"
 QUEUE_TTL_LABEL = "queue_ttl"
 
-WireData = dict[str, Any]
-"""A message as plain JSON values: the fields of `TaskiqMessage`."""
+
+class WireMessage(TypedDict):
+    """A message as plain JSON values, in the order in which they are signed."""
+
+    task_id: str
+    task_name: str
+    labels: dict[str, Any]
+    labels_types: dict[str, int] | None
+    args: list[Any]
+    kwargs: dict[str, Any]
+
 
 _MAX_DEPTH = 200
 """pydantic-core reads JSON up to this depth."""
 
 
-def to_wire(message: TaskiqMessage) -> WireData:
+def to_wire(message: TaskiqMessage) -> WireMessage:
     """The message as plain JSON values. Raises `UnsignableMessageError` for a value that JSON cannot hold."""
     _prepare_labels(message)
     try:
-        return message.model_dump(mode="json")
+        data = message.model_dump(mode="json")
     except ValueError as error:
         raise _unsignable(error) from None
+    return WireMessage(
+        task_id=data["task_id"],
+        task_name=data["task_name"],
+        labels=data["labels"],
+        labels_types=data["labels_types"],
+        args=data["args"],
+        kwargs=data["kwargs"],
+    )
 
 
-def signed_payload(data: WireData) -> bytes:
+def signed_payload(data: WireMessage) -> bytes:
     """The bytes to sign for a message about to be sent, its principal already in place."""
     try:
         payload = to_json(data)
@@ -52,14 +69,14 @@ def received_payload(message: TaskiqMessage) -> bytes:
     """The bytes that must have been signed for this message, its signature taken off already."""
     try:
         return to_json(
-            {
-                "task_id": message.task_id,
-                "task_name": message.task_name,
-                "labels": message.labels,
-                "labels_types": message.labels_types,
-                "args": message.args,
-                "kwargs": message.kwargs,
-            }
+            WireMessage(
+                task_id=message.task_id,
+                task_name=message.task_name,
+                labels=message.labels,
+                labels_types=message.labels_types,
+                args=message.args,
+                kwargs=message.kwargs,
+            )
         )
     except (ValueError, RecursionError):
         raise AuthenticationError(Reason.MALFORMED, "The message holds values that nobody can sign.") from None
