@@ -18,7 +18,7 @@ from taskiq_flow_security.broker.requests import (
     access_request,
     registered_pipeline,
 )
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL, QUEUE_TTL_LABEL, WireMessage
+from taskiq_flow_security.broker.wire import DELAY_LABEL, PIPELINE_LABEL, QUEUE_TTL_LABEL, WireMessage
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.reasons import Reason
@@ -184,9 +184,12 @@ def _name_pipeline(message: TaskiqMessage, actor: Acting, registered: str | None
 
 def _expiry(message: TaskiqMessage, now: float, config: TaskiqFlowConfig) -> float:
     """When the message is too old to run: after the task's own time to live or the default, beyond any delay it has."""
+    labels = message.labels
+    if QUEUE_TTL_LABEL not in labels and DELAY_LABEL not in labels:
+        return now + config.queue_ttl
     try:
-        ttl = float(message.labels.get(QUEUE_TTL_LABEL, config.queue_ttl))
-        delay = float(message.labels.get("delay", 0))
+        ttl = float(labels.get(QUEUE_TTL_LABEL, config.queue_ttl))
+        delay = float(labels.get(DELAY_LABEL, 0))
     except (TypeError, ValueError):
         ttl = delay = -1
     if not (ttl > 0 and delay >= 0):

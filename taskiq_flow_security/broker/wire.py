@@ -20,6 +20,7 @@ from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 PIPELINE_LABEL = "pipeline"
 QUEUE_TTL_LABEL = "queue_ttl"
+DELAY_LABEL = "delay"
 
 
 class WireMessage(TypedDict):

@@ -6,18 +6,31 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from taskiq_flow_security.core.guard import Arguments, Guard
 from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """The roles that one permission on one pipeline or task is granted to."""
+class Decision(NamedTuple):
+    """The answer to a request: whether, why (a stable code), and by which rule. True if it allows."""
 
-    name: str
+    allowed: bool
+    reason: Reason
+    rule: str
+
+    def __bool__(self) -> bool:
+        return self.allowed
+
+
+class Rule(NamedTuple):
+    """The roles that one permission on one pipeline or task is granted to, and the two ways to decide by it."""
+
     roles: frozenset[str]
+    allow: Decision
+    deny: Decision
 
 
 Acl = Mapping[Permission, Rule]
@@ -29,32 +42,19 @@ TASK_PREFIX = "task:"
 """A task without a pipeline is the resource ``task:<name>``."""
 
 
-@dataclass(frozen=True, slots=True)
-class AccessRequest:
+class AccessRequest(NamedTuple):
     """What is asked: a permission on a pipeline, or on a task that belongs to none."""
 
     permission: Permission
     pipeline: str | None = None
     task: str | None = None
     guard: Guard | None = None
-    arguments: Arguments = field(default_factory=dict)
+    arguments: Arguments = MappingProxyType({})
 
     @property
     def resource(self) -> str:
         """The name that a whitelist must contain."""
         return self.pipeline if self.pipeline is not None else f"{TASK_PREFIX}{self.task}"
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The answer to a request: whether, why (a stable code), and by which rule. Truthy if it allows."""
-
-    allowed: bool
-    reason: Reason
-    rule: str
-
-    def __bool__(self) -> bool:
-        return self.allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,10 @@ class Policy:
         return cls(_acls("pipeline_acls", pipeline_acls), _acls("task_acls", task_acls))
 
 
+_BY_ADMIN = Decision(True, Reason.ADMIN, "principal.permissions")
+_BY_PERMISSION = Decision(True, Reason.PERMISSION, "principal.permissions")
+
+
 def decide(policy: Policy, principal: Principal, request: AccessRequest) -> Decision:
     """Answer a request. Every step must pass; the first that does not decides."""
     if (invalid := _invalid_resource(request)) is not None:
@@ -89,7 +93,7 @@ def decide(policy: Policy, principal: Principal, request: AccessRequest) -> Deci
     # 2. admin
     explicit = principal.permissions
     if explicit is not None and Permission.ADMIN in explicit:
-        granted = Decision(True, Reason.ADMIN, "principal.permissions")
+        granted = _BY_ADMIN
     else:
         # 3. permission
         if explicit is not None and request.permission not in explicit:
@@ -112,12 +116,12 @@ def _decide_acls(policy: Policy, principal: Principal, request: AccessRequest, p
         if acl is not None:
             rule = acl[permission]
             if principal.roles.isdisjoint(rule.roles):
-                return _deny(Reason.ACL, rule.name)
+                return rule.deny
     if rule is not None:
-        return Decision(True, Reason.ACL, rule.name)
+        return rule.allow
     if principal.permissions is None:
         return _deny(Reason.PERMISSION, "no explicit permission and no ACL")
-    return Decision(True, Reason.PERMISSION, "principal.permissions")
+    return _BY_PERMISSION
 
 
 def _decide_guard(
@@ -165,11 +169,14 @@ def _deny(reason: Reason, rule: str) -> Decision:
 def _acls(setting: str, roles_by_name: RolesByName) -> dict[str, Acl]:
     return {
         name: {
-            permission: Rule(f"{setting}.{name}.{permission}", frozenset(roles.get(permission, ())))
-            for permission in Permission
+            permission: _rule(f"{setting}.{name}.{permission}", roles.get(permission, ())) for permission in Permission
         }
         for name, roles in roles_by_name.items()
     }
+
+
+def _rule(name: str, roles: Iterable[str]) -> Rule:
+    return Rule(frozenset(roles), Decision(True, Reason.ACL, name), _deny(Reason.ACL, name))
 
 
 def _plain(acls: Mapping[str, Acl]) -> dict[str, dict[str, list[str]]]:
