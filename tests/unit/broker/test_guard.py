@@ -1,0 +1,52 @@
+"""What cannot be guarded is refused where it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from taskiq import InMemoryBroker
+
+from taskiq_flow_security import AccessDeniedError, ConfigurationError, Principal, guard
+
+
+async def waits(_principal: Principal, _arguments: object) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: guard(roles="processor"), r'write roles=\["processor"\]'),
+        (lambda: guard(permission="fly"), "permission must be one of read, execute, admin"),
+        (lambda: guard(predicate=waits), "predicate must be a plain function"),  # type: ignore[arg-type]
+        (lambda: guard(rate_limit="often"), "write rate_limit like"),
+    ],
+)
+def test_a_guard_that_could_not_be_meant_is_a_configuration_error(make: Callable[[], Any], expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        make()
+
+
+def test_a_guard_above_the_task_decorator_is_a_configuration_error() -> None:
+    broker = InMemoryBroker()
+
+    @broker.task
+    async def task() -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"below @broker\.task"):
+        guard()(task)
+
+
+def test_a_guarded_function_keeps_its_name_and_its_documentation() -> None:
+    @guard()
+    def function(a: int, *, b: str = "") -> None:
+        """What it does."""
+
+    assert function.__name__ == "function"
+    assert function.__doc__ == "What it does."
+    with pytest.raises(AccessDeniedError) as refusal:
+        function(1)
+    assert refusal.value.reason == "not_verified"
+    assert function.__wrapped__(1) is None  # type: ignore[attr-defined]  # see `functools.wraps`
