@@ -85,7 +85,7 @@ class Verifier:
         delivery = Delivery(self._broker, message.task_id, message.task_name)
         deliveries.current.set(delivery)
         try:
-            delivery.token, delivery.signature = self._verify(message)
+            self._verify(message, delivery)
         except AuthenticationError as error:
             self._reject(message, delivery, error)
         except Exception:
@@ -125,7 +125,7 @@ class Verifier:
             refusal.empty(message)
         refusal.refuse(message, delivery, delivery.error or _internal_error())
 
-    def _verify(self, message: TaskiqMessage) -> tuple[PrincipalToken, MessageSignature]:
+    def _verify(self, message: TaskiqMessage, delivery: Delivery) -> None:
         security = self._security
         now = security.clock()
         signed_by = message.labels.pop(SIGNATURE_LABEL, None)
@@ -134,17 +134,14 @@ class Verifier:
             if signed_by is None or principal is None:
                 raise AuthenticationError(Reason.UNSIGNED, "The message carries no principal or no signature.")
             payload = wire.received_payload(message)
-            try:
-                signature = security.messages.verify(signed_by, payload, now)
-                token = security.principals.verify(principal, now)
-            except AuthenticationError as error:
-                if error.reason in _STALE:
-                    wire.restore(message, payload)
-                raise
+            delivery.signature = security.messages.read(signed_by, payload, now)
+            delivery.token = security.principals.read(principal, now)
             wire.restore(message, payload)
         finally:
             message.labels.pop(PRINCIPAL_LABEL, None)
-        return token, signature
+        # Only now, so that it is known whose message comes too late.
+        security.messages.check_times(delivery.signature, now)
+        security.principals.check_times(delivery.token, now)
 
     def _decide(
         self, message: TaskiqMessage, token: PrincipalToken, signature: MessageSignature
@@ -184,7 +181,15 @@ class Verifier:
 
     def _reject(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
         """Note that a message could not be verified, and keep what is in it from all others."""
-        record_denied(self._security, message, error)
+        token, signature = delivery.token, delivery.signature
+        record_denied(
+            self._security,
+            message,
+            error,
+            principal=None if token is None else token.principal,
+            txn=None if token is None else token.txn,
+            jti=None if signature is None else signature.jti,
+        )
         delivery.error = error
         if self._security.monitoring:
             return

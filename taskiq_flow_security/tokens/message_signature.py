@@ -49,6 +49,16 @@ class MessageSigner:
 
     def verify(self, signature: object, payload: bytes, now: float) -> MessageSignature:
         """Check that this signature was made over this payload and is valid now, or raise `AuthenticationError`."""
+        verified = self.read(signature, payload, now)
+        self.check_times(verified, now)
+        return verified
+
+    def check_times(self, signature: MessageSignature, now: float) -> None:
+        """Raise `AuthenticationError` if a signature that was read is not valid now."""
+        jws.check_times(signature.issued_at, signature.expires_at, now, self._leeway)
+
+    def read(self, signature: object, payload: bytes, now: float) -> MessageSignature:
+        """As `verify`, but whenever the signature is valid: `check_times` has to follow."""
         token = jws.parse(signature, _HEADER_NAMES, TYP)
         header = token.header
         if token.payload or header["b64"] is not False or header["crit"] != ["b64"]:
@@ -57,7 +67,6 @@ class MessageSigner:
         if type(issued_at) is not int or type(expires_at) is not int or not isinstance(jti, str):
             raise jws.malformed()
         key = jws.verify(token, payload, self._keyring, Use.SEND, now, self._leeway)
-        jws.check_times(issued_at, expires_at, now, self._leeway)
         return MessageSignature(key.kid, jti, issued_at, expires_at)
 
     def _header(self, key: Key) -> str:

@@ -86,12 +86,21 @@ class PrincipalTokens:
 
     def verify(self, text: object, now: float) -> PrincipalToken:
         """The principal of a token that this process accepts now, or `AuthenticationError`."""
+        token = self.read(text, now)
+        self.check_times(token, now)
+        return token
+
+    def check_times(self, token: PrincipalToken, now: float) -> None:
+        """Raise `AuthenticationError` if a token that was read is not valid now."""
+        jws.check_times(token.not_before, token.expires_at, now, self._leeway)
+
+    def read(self, text: object, now: float) -> PrincipalToken:
+        """As `verify`, but whenever the token is valid: `check_times` has to follow."""
         token = self._verified.get(text) if isinstance(text, str) else None
         if token is not None:
             self._keyring.verifier(Use.ISSUE, token.kid, now, self._leeway)
         else:
             token = self._verify(text, now)
-        jws.check_times(token.not_before, token.expires_at, now, self._leeway)
         return token
 
     def _verify(self, text: object, now: float) -> PrincipalToken:

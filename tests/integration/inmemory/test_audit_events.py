@@ -7,7 +7,7 @@ import pytest
 from taskiq_flow_security import AccessDeniedError, AuthenticationError, RateLimitExceededError, guard
 from tests.attacks.forging import header_of, read, signature_of, write
 from tests.integration.inmemory.fixtures import NewProcess
-from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Process
+from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Clock, Process
 
 KEY = "the-key-of-the-processor"
 API_KEYS = {KEY: {"role": "processor", "pipelines": ["data"], "permissions": ["execute"]}}
@@ -161,3 +161,14 @@ async def test_explain_records_nothing(process: Process) -> None:
     for principal in (PROCESSOR, VIEWER):
         process.security.explain(principal, pipeline="data")
     assert process.audit.take() == []
+
+
+async def test_the_event_of_a_message_that_comes_too_late_says_whose_it_was(process: Process, clock: Clock) -> None:
+    message = await process.genuine()
+    [sent] = process.audit.take()
+    clock.now += 100_000
+    await process.broker.deliver(message)
+    [refused] = process.audit.take()
+    assert refused.event == "task_token_expired"
+    assert refused.sub == sent.sub == "alice"
+    assert (refused.txn, refused.jti) == (sent.txn, sent.jti)
