@@ -10,14 +10,14 @@ from taskiq.message import TaskiqMessage
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker import wire
-from taskiq_flow_security.broker.events import record_allowed, record_denied
-from taskiq_flow_security.broker.fidelity import Fidelity
-from taskiq_flow_security.broker.requests import (
+from taskiq_flow_security.broker.access_requests import (
     Task,
     access_denied,
     access_request,
     registered_pipeline,
 )
+from taskiq_flow_security.broker.fidelity import Fidelity
+from taskiq_flow_security.broker.task_events import record_allowed, record_denied
 from taskiq_flow_security.broker.wire import DELAY_LABEL, PIPELINE_LABEL, QUEUE_TTL_LABEL, WireMessage
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import EventName, Outcome

@@ -14,13 +14,13 @@ from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker import refusal, wire
-from taskiq_flow_security.broker.delivery import Delivery
-from taskiq_flow_security.broker.events import record_allowed, record_denied
-from taskiq_flow_security.broker.requests import (
+from taskiq_flow_security.broker.access_requests import (
     access_denied,
     access_request,
     registered_pipeline,
 )
+from taskiq_flow_security.broker.delivery import Delivery
+from taskiq_flow_security.broker.task_events import record_allowed, record_denied
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.principal import ANONYMOUS
