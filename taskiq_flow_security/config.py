@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import datetime
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from limits import parse_many
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -28,6 +30,9 @@ from taskiq_flow_security.errors import ConfigurationError
 
 MIN_HS256_SECRET_BYTES = 32
 """RFC 7518 section 3.2: a key of at least the size of the hash output."""
+
+UNIX_SOCKET = "unix"
+"""Stands for whoever connects through a Unix domain socket."""
 
 HASHED_API_KEY = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -50,6 +55,26 @@ def _check_rate_limit(limit: str) -> str:
     except ValueError:
         raise ValueError('is not a rate limit; write it like "100/minute" or "10/second"') from None
     return limit
+
+
+RateLimit = Annotated[str, AfterValidator(_check_rate_limit)]
+"""In the notation of the `limits` package, such as ``"10/minute"`` or ``"10/second;100/hour"``."""
+
+
+def _check_network(network: str) -> str:
+    if network == UNIX_SOCKET:
+        return network
+    try:
+        ip_network(network)
+    except ValueError:
+        raise ValueError(f'is not an address or network such as "10.0.0.0/8", nor "{UNIX_SOCKET}"') from None
+    return network
+
+
+def _check_origin(origin: str) -> str:
+    if not re.fullmatch(r"https?://[^/?#\s]+", origin):
+        raise ValueError('is not an origin; write it like "https://app.example.com"')
+    return origin.lower()
 
 
 def _check_role_names(roles: Iterable[str]) -> Iterable[str]:
@@ -81,6 +106,8 @@ class ApiKeyConfig(_Strict):
     permissions: Annotated[list[Permission], BeforeValidator(_as_list)] = []
     expires_at: AwareDatetime | None = None
     """From this moment on the key is refused."""
+    rate_limits: dict[str, RateLimit] = {}
+    """By endpoint, for this key, instead of what its role or the endpoint has."""
     subject: str | None = Field(default=None, min_length=1)
     """The subject of its principals; ``api-key:<id>`` by default."""
 
@@ -174,14 +201,35 @@ class TaskiqFlowConfig(BaseSettings):
 
     # Rate limits
     rate_limit_enabled: bool = True
-    rate_limit_default: str = "100/minute"
+    rate_limit_default: RateLimit = "100/minute"
+    """For endpoints that have no limit of their own."""
+    rate_limits: dict[str, RateLimit] = {}
+    """By endpoint, instead of the built-in ones."""
+    role_rate_limits: dict[str, dict[str, RateLimit]] = {}
+    """By role, then by endpoint, instead of both; the most generous one of the caller's roles counts."""
+    rate_limit_failed_logins: RateLimit = "20/minute"
+    """For each client address."""
     rate_limit_storage: SecretStr = SecretStr("memory://")
     """A storage URL of the `limits` package; ``redis://...`` shares the counters between processes."""
+    unsafe_allow_uncounted: bool = False
+    """Let requests pass while the storage of the rate limits is away."""
 
     # HTTP edge
     require_https: bool = True
+    hsts_max_age: int = Field(default=31_536_000, ge=0)
+    """Seconds for which browsers keep to HTTPS; 0 sends no header."""
+    trusted_proxies: list[Annotated[str, AfterValidator(_check_network)]] = ["127.0.0.0/8", "::1"]
+    """Addresses and networks whose ``X-Forwarded-*`` headers count; ``unix`` for Unix domain sockets."""
     websocket_require_auth: bool = True
     websocket_max_connections: int = Field(default=1000, ge=1)
+    websocket_auth_timeout: float = Field(default=10, gt=0, le=300)
+    """Seconds in which a client without credentials in its handshake must send them."""
+    websocket_origins: list[Annotated[str, AfterValidator(_check_origin)]] = []
+    """Origins of web pages that may connect, beside the one that the API itself is served from."""
+
+    # What processes share
+    shared_store: SecretStr = SecretStr("memory://")
+    """Where runs and their events are kept; ``redis://...`` (extra ``redis``) shares them between processes."""
 
     def __init__(self, **values: Any) -> None:
         problem = None
@@ -223,10 +271,12 @@ class TaskiqFlowConfig(BaseSettings):
     def _check_task_acls(cls, acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
         return _check_acls(acls)
 
-    @field_validator("rate_limit_default")
+    @field_validator("shared_store")
     @classmethod
-    def _check_rate_limit_default(cls, limit: str) -> str:
-        return _check_rate_limit(limit)
+    def _check_shared_store(cls, url: SecretStr) -> SecretStr:
+        if url.get_secret_value() != "memory://" and not re.match(r"(rediss?|unix)://", url.get_secret_value()):
+            raise ValueError('must be "memory://" or the URL of a Redis server, such as "redis://host:6379/0"')
+        return url
 
     @field_validator("signing_keys")
     @classmethod

@@ -75,8 +75,10 @@ class FlowSecurity:
         """Whether what should be refused is only recorded."""
         return self.config.enforcement == "monitor"
 
-    async def authenticate(self, *, api_key: str | None = None, bearer: str | None = None) -> Principal:
-        """The principal of an API key or a bearer token.
+    async def authenticate(
+        self, *, api_key: str | None = None, bearer: str | None = None, ip: str | None = None
+    ) -> Principal:
+        """The principal of an API key or a bearer token. `ip` is the client's address, for the audit log.
 
         Raises `AuthenticationError` for anything else than exactly one credential that is valid now.
         """
@@ -92,6 +94,7 @@ class FlowSecurity:
                     outcome=Outcome.DENY,
                     reason=error.reason,
                     txn=txn,
+                    ip=ip,
                 )
             )
             raise
@@ -105,6 +108,7 @@ class FlowSecurity:
                 roles=principal.roles,
                 txn=txn,
                 key_id=principal.api_key_id,
+                ip=ip,
             )
         )
         return principal

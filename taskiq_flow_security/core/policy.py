@@ -41,20 +41,28 @@ RolesByName = Mapping[str, Mapping[Permission, Iterable[str]]]
 TASK_PREFIX = "task:"
 """A task without a pipeline is the resource ``task:<name>``."""
 
+ENDPOINT_PREFIX = "endpoint:"
+"""An endpoint without a pipeline is the resource ``endpoint:<name>``."""
+
 
 class AccessRequest(NamedTuple):
-    """What is asked: a permission on a pipeline, or on a task that belongs to none."""
+    """What is asked: a permission on a pipeline, or on a task or an endpoint that belongs to none."""
 
     permission: Permission
     pipeline: str | None = None
     task: str | None = None
     guard: Guard | None = None
     arguments: Arguments = MappingProxyType({})
+    endpoint: str | None = None
 
     @property
     def resource(self) -> str:
         """The name that a whitelist must contain."""
-        return self.pipeline if self.pipeline is not None else f"{TASK_PREFIX}{self.task}"
+        if self.pipeline is not None:
+            return self.pipeline
+        if self.task is not None:
+            return f"{TASK_PREFIX}{self.task}"
+        return f"{ENDPOINT_PREFIX}{self.endpoint}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +161,10 @@ def _invalid_resource(request: AccessRequest) -> str | None:
     if not isinstance(request.permission, Permission):
         return "unknown permission"
     if request.pipeline is None:
-        return None if isinstance(request.task, str) and request.task else "no pipeline and no task"
-    # A pipeline of this name would pass for the task in a whitelist.
-    if not isinstance(request.pipeline, str) or request.pipeline.startswith(TASK_PREFIX):
+        name = request.endpoint if request.task is None else request.task
+        return None if isinstance(name, str) and name else "no pipeline, task or endpoint"
+    # A pipeline of such a name would pass for a task or an endpoint in a whitelist.
+    if not isinstance(request.pipeline, str) or request.pipeline.startswith((TASK_PREFIX, ENDPOINT_PREFIX)):
         return "not the name of a pipeline"
     if request.pipeline in ("", ALL_PIPELINES):
         return "not the name of a pipeline"

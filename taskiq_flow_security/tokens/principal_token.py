@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 import threading
 from dataclasses import dataclass
-from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
 
 from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
@@ -38,6 +38,25 @@ class PrincipalToken:
         return f"PrincipalToken(subject={self.principal.subject!r}, jti={self.jti!r}, kid={self.kid!r})"
 
 
+class _Claims(BaseModel):
+    """What a token says, of exactly these types."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    iss: object
+    aud: object
+    sub: str
+    roles: list[str]
+    permissions: list[Permission] | None = None
+    pipelines: list[str]
+    api_key_id: str | None = None
+    iat: int
+    nbf: int
+    exp: int
+    jti: str
+    txn: str
+
+
 class PrincipalTokens:
     """Issues and verifies principals with the keys for `Use.ISSUE`.
 
@@ -56,24 +75,22 @@ class PrincipalTokens:
         """Sign a principal. Raises `AuthenticationError` where this process has no key to issue with."""
         key = self._keyring.signer(Use.ISSUE, now)
         header = {"alg": key.alg, "kid": key.kid, "typ": TYP}
-        claims: dict[str, Any] = {
-            "iss": self._issuer,
-            "aud": self._audience,
-            "sub": principal.subject,
-            "roles": sorted(principal.roles),
-            "pipelines": sorted(principal.pipelines),
-            "iat": int(now),
-            "nbf": int(now),
-            "exp": int(expires_at),
-            "jti": secrets.token_hex(12),
-            "txn": txn,
-        }
-        if principal.permissions is not None:
-            claims["permissions"] = sorted(principal.permissions)
-        if principal.api_key_id is not None:
-            claims["api_key_id"] = principal.api_key_id
+        claims = _Claims(
+            iss=self._issuer,
+            aud=self._audience,
+            sub=principal.subject,
+            roles=sorted(principal.roles),
+            permissions=None if principal.permissions is None else sorted(principal.permissions),
+            pipelines=sorted(principal.pipelines),
+            api_key_id=principal.api_key_id,
+            iat=int(now),
+            nbf=int(now),
+            exp=int(expires_at),
+            jti=secrets.token_hex(12),
+            txn=txn,
+        )
         protected = jws.encode_segment(to_json(header))
-        payload = jws.encode_segment(to_json(claims))
+        payload = jws.encode_segment(to_json(claims, exclude_none=True))
         text = b".".join((protected, payload, jws.sign(key, protected, payload))).decode()
         if len(text) > jws.MAX_BYTES:
             raise AuthenticationError(
@@ -107,9 +124,9 @@ class PrincipalTokens:
         parsed = jws.parse(text, _HEADER_NAMES, TYP)
         key = jws.verify(parsed, parsed.payload, self._keyring, Use.ISSUE, now, self._leeway)
         try:
-            claims = from_json(jws.decode_segment(parsed.payload))
+            claims = _Claims.model_validate_json(jws.decode_segment(parsed.payload))
             token = self._read(str(text), key.kid, claims)
-        except (KeyError, TypeError, ValueError):
+        except (ValidationError, TypeError, ValueError):
             raise AuthenticationError(
                 Reason.INVALID_CLAIMS,
                 "The principal's claims are not as they should be.",
@@ -117,34 +134,23 @@ class PrincipalTokens:
         self._keep(token)
         return token
 
-    def _read(self, text: str, kid: str, claims: dict[str, Any]) -> PrincipalToken:
-        if claims["iss"] != self._issuer:
+    def _read(self, text: str, kid: str, claims: _Claims) -> PrincipalToken:
+        if claims.iss != self._issuer:
             raise AuthenticationError(Reason.WRONG_ISSUER, "The principal is from another issuer.")
-        if claims["aud"] != self._audience:
+        if claims.aud != self._audience:
             raise AuthenticationError(Reason.WRONG_AUDIENCE, "The principal is for another environment.")
-        txn, jti = claims["txn"], claims["jti"]
-        not_before, expires_at = claims["nbf"], claims["exp"]
-        if not (isinstance(txn, str) and isinstance(jti, str)):
-            raise TypeError
-        if not (type(not_before) is int and type(expires_at) is int):
-            raise TypeError
         principal = Principal(
-            claims["sub"],
-            claims["roles"],
-            _permissions(claims),
-            claims["pipelines"],
-            api_key_id=claims.get("api_key_id"),
-            txn=txn,
+            claims.sub,
+            claims.roles,
+            claims.permissions,
+            claims.pipelines,
+            api_key_id=claims.api_key_id,
+            txn=claims.txn,
         )
-        return PrincipalToken(text, principal, txn, jti, kid, not_before, expires_at)
+        return PrincipalToken(text, principal, claims.txn, claims.jti, kid, claims.nbf, claims.exp)
 
     def _keep(self, token: PrincipalToken) -> None:
         with self._keeping:
             if len(self._verified) >= _CACHE_SIZE:
                 del self._verified[next(iter(self._verified))]
             self._verified[token.text] = token
-
-
-def _permissions(claims: dict[str, Any]) -> list[Permission] | None:
-    names = claims.get("permissions")
-    return None if names is None else [Permission(name) for name in names]

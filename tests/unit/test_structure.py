@@ -19,10 +19,11 @@ FLOORS = [
     {"errors"},
     {"core"},
     {"config", "tokens", "audit", "rate_limits"},
-    {"acting", "credentials"},
+    {"acting", "credentials", "runs"},
     {"from_config"},
     {"security"},
-    {"broker", "http", "cli"},
+    {"broker"},
+    {"http", "cli"},
 ]
 """From the ground up. What stands on a floor imports from below, and nothing beside it."""
 
