@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import Protocol
 
 from taskiq.abc.formatter import TaskiqFormatter
-from taskiq.formatters.proxy_formatter import ProxyFormatter
 from taskiq.message import BrokerMessage, TaskiqMessage
-
-from taskiq_flow_security.broker.wire import WireMessage
 
 
 class Sealer(Protocol):
     """Signs messages."""
 
-    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireMessage | None:
-        """The message to send in place of this one, if not this one."""
+    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> BrokerMessage | None:
+        """The signed message to send for this one, or ``None`` where it is to be sent as it is."""
 
 
 class Opener(Protocol):
@@ -46,18 +43,8 @@ class SigningFormatter(TaskiqFormatter):
         """Sign, then dump as the broker's formatter does."""
         if self._retired:
             return self.inner.dumps(message)
-        data = self._sealer.seal(message, self.inner)
-        if data is None:
-            return self.inner.dumps(message)
-        if type(self.inner) is ProxyFormatter:
-            # TaskIQ's default: this is what it does, but for dumping the message to plain values once more.
-            return BrokerMessage(
-                task_id=data["task_id"],
-                task_name=data["task_name"],
-                message=self.inner.broker.serializer.dumpb(data),
-                labels=data["labels"],
-            )
-        return self.inner.dumps(TaskiqMessage.model_construct(**data))
+        sealed = self._sealer.seal(message, self.inner)
+        return self.inner.dumps(message) if sealed is None else sealed
 
     def loads(self, message: bytes) -> TaskiqMessage:
         """Load as the broker's formatter does, then verify."""

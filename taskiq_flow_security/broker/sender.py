@@ -5,11 +5,11 @@ from __future__ import annotations
 from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.labels import LabelType
-from taskiq.message import TaskiqMessage
+from taskiq.message import BrokerMessage, TaskiqMessage
 
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker import wire
+from taskiq_flow_security.broker import signed_json, wire
 from taskiq_flow_security.broker.access_requests import (
     Task,
     access_denied,
@@ -18,7 +18,7 @@ from taskiq_flow_security.broker.access_requests import (
 )
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.task_events import record_allowed, record_denied
-from taskiq_flow_security.broker.wire import DELAY_LABEL, PIPELINE_LABEL, QUEUE_TTL_LABEL, WireMessage
+from taskiq_flow_security.broker.wire import DELAY_LABEL, PIPELINE_LABEL, QUEUE_TTL_LABEL
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.reasons import Reason
@@ -76,8 +76,8 @@ class Sender:
             if deliveries.refusing() or not isinstance(error, (AccessDeniedError, AuthenticationError)):
                 deliveries.withhold(message.task_id)
 
-    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> WireMessage | None:
-        """The signed message to send in place of this one, which keeps no credential.
+    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> BrokerMessage | None:
+        """The signed message to send for this one, which keeps no credential.
 
         ``None`` where it is to be left as it is: because security is off, or is only monitored and it cannot be signed,
         or because it will not be sent. Raises `UnsignableMessageError` or `AuthenticationError` otherwise.
@@ -92,21 +92,24 @@ class Sender:
                 raise
             return None
 
-    def _sign(self, message: TaskiqMessage, given: object, inner: TaskiqFormatter) -> WireMessage:
+    def _sign(self, message: TaskiqMessage, given: object, inner: TaskiqFormatter) -> BrokerMessage:
         security = self._security
         now = security.clock()
-        data = wire.to_wire(message)
         expires_at = _expiry(message, now, security.config)
         actor = self._actor_of(given)
         if actor.token is not None and self._kicked_by_hook(message):
             token = actor.token
         else:
             token = security.token_for(actor, now, expires_at)
+        as_signed = signed_json.is_sent_by(inner)
+        data = wire.to_wire(message)
         data["labels"][PRINCIPAL_LABEL] = token.text
-        if not self._fidelity.holds(inner):
+        if not (as_signed or self._fidelity.holds(inner)):
             data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
-        text, signature = security.messages.sign(wire.signed_payload(data), now, expires_at)
-        data["labels"][SIGNATURE_LABEL] = text
+        payload = wire.signed_payload(data)
+        text, signature = security.messages.sign(payload, now, expires_at)
+        labels = data["labels"]
+        labels[SIGNATURE_LABEL] = text
         if security.audit.records(Outcome.ALLOW):
             record_allowed(
                 security,
@@ -115,9 +118,16 @@ class Sender:
                 token.principal,
                 txn=token.txn,
                 signature=signature,
-                pipeline=data["labels"].get(PIPELINE_LABEL),
+                pipeline=labels.get(PIPELINE_LABEL),
             )
-        return data
+        if not as_signed:
+            return inner.dumps(TaskiqMessage.model_construct(**data))
+        return BrokerMessage(
+            task_id=message.task_id,
+            task_name=message.task_name,
+            message=signed_json.join(payload, text),
+            labels=labels,
+        )
 
     def _kicked_by_hook(self, message: TaskiqMessage) -> bool:
         """Whether a middleware kicks this after a task has run or was refused: a retry, a next step, an alarm.

@@ -13,7 +13,7 @@ from taskiq.serializers import PickleSerializer
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker import refusal, wire
+from taskiq_flow_security.broker import refusal, signed_json, wire
 from taskiq_flow_security.broker.access_requests import (
     access_denied,
     access_request,
@@ -65,27 +65,14 @@ class Verifier:
             message = inner.loads(data)
             wire.take_credentials(message)
             return message
+        now = self._security.clock()
+        arrived, signature = self._open_signed_json(data, now) or (self._load(data, inner), None)
+        message = arrived or TaskiqMessage(task_id=new_id(), task_name=_UNKNOWN_TASK, labels={}, args=[], kwargs={})
+        delivery = self._deliver(message, signature)
         try:
-            if not self.may_read():
-                raise ValueError("pickle")
-            message = inner.loads(data)
-        except Exception:  # noqa: BLE001 (whatever hostile bytes do to a parser)
-            message = TaskiqMessage(
-                task_id=new_id(),
-                task_name=_UNKNOWN_TASK,
-                labels={},
-                args=[],
-                kwargs={},
-            )
-            error = AuthenticationError(Reason.UNREADABLE, "The message cannot be read.")
-            delivery = Delivery(self._broker, message.task_id, message.task_name)
-            deliveries.current.set(delivery)
-            self._reject(message, delivery, error)
-            return message
-        delivery = Delivery(self._broker, message.task_id, message.task_name)
-        deliveries.current.set(delivery)
-        try:
-            self._verify(message, delivery)
+            if arrived is None:
+                raise AuthenticationError(Reason.UNREADABLE, "The message cannot be read.")
+            self._verify(message, delivery, now)
         except AuthenticationError as error:
             self._reject(message, delivery, error)
         except Exception:
@@ -100,8 +87,7 @@ class Verifier:
         """
         delivery = deliveries.current.get()
         if delivery is None or delivery.task_id != message.task_id or delivery.decided:
-            delivery = Delivery(self._broker, message.task_id, message.task_name)
-            deliveries.current.set(delivery)
+            delivery = self._deliver(message)
             wire.take_credentials(message)
             self._reject(message, delivery, _not_verified())
         if delivery.token is not None and delivery.signature is not None and delivery.error is None:
@@ -125,18 +111,44 @@ class Verifier:
             refusal.empty(message)
         refusal.refuse(message, delivery, delivery.error or _internal_error())
 
-    def _verify(self, message: TaskiqMessage, delivery: Delivery) -> None:
+    def _open_signed_json(self, data: bytes, now: float) -> tuple[TaskiqMessage, MessageSignature] | None:
+        """A message that travels as it was signed, once its signature is verified. ``None`` for any other."""
+        signed = signed_json.split(data) if self.may_read() else None
+        if signed is None:
+            return None
+        try:
+            signature = self._security.messages.read(signed.signature, signed.payload, now)
+            return TaskiqMessage.model_validate_json(signed.payload), signature
+        except (AuthenticationError, ValueError):
+            return None  # the same will come of it where it is said whose message it is
+
+    def _load(self, data: bytes, inner: TaskiqFormatter) -> TaskiqMessage | None:
+        """A message as the broker's own formatter reads it, if it can."""
+        if not self.may_read():
+            return None
+        try:
+            return inner.loads(data)
+        except Exception:  # noqa: BLE001 (whatever hostile bytes do to a parser)
+            return None
+
+    def _deliver(self, message: TaskiqMessage, signature: MessageSignature | None = None) -> Delivery:
+        delivery = Delivery(self._broker, message.task_id, message.task_name, signature=signature)
+        deliveries.current.set(delivery)
+        return delivery
+
+    def _verify(self, message: TaskiqMessage, delivery: Delivery, now: float) -> None:
         security = self._security
-        now = security.clock()
         signed_by = message.labels.pop(SIGNATURE_LABEL, None)
         principal = message.labels.get(PRINCIPAL_LABEL)
         try:
-            if signed_by is None or principal is None:
+            if principal is None or (signed_by is None and delivery.signature is None):
                 raise AuthenticationError(Reason.UNSIGNED, "The message carries no principal or no signature.")
-            payload = wire.received_payload(message)
-            delivery.signature = security.messages.read(signed_by, payload, now)
+            if delivery.signature is None:
+                payload = wire.received_payload(message)
+                delivery.signature = security.messages.read(signed_by, payload, now)
+                wire.restore(message, payload)
             delivery.token = security.principals.read(principal, now)
-            wire.restore(message, payload)
+            wire.check_labels(message)
         finally:
             message.labels.pop(PRINCIPAL_LABEL, None)
         # Only now, so that it is known whose message comes too late.

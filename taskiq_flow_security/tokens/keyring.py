@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePrivateKey,
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PublicKey,
 )
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jwt import InvalidKeyError
 from jwt.algorithms import get_default_algorithms
@@ -130,7 +131,27 @@ class Keyring:
         return key
 
 
+class _HS256:
+    """HS256 (RFC 7518 section 3.2) by a MAC that is keyed once and copied for each message; PyJWT's keys one anew."""
+
+    def sign(self, msg: bytes, key: HMAC) -> bytes:
+        return self._mac(msg, key).finalize()
+
+    def verify(self, msg: bytes, key: HMAC, sig: bytes) -> bool:
+        try:
+            self._mac(msg, key).verify(sig)
+        except InvalidSignature:
+            return False
+        return True
+
+    def _mac(self, msg: bytes, key: HMAC) -> HMAC:
+        mac = key.copy()
+        mac.update(msg)
+        return mac
+
+
 _ALGORITHMS = get_default_algorithms()
+_HMAC_ALGORITHMS = {"HS256": _HS256()}
 _PRIVATE_KEYS = {
     "EdDSA": Ed25519PrivateKey,
     "ES256": EllipticCurvePrivateKey,
@@ -144,13 +165,13 @@ _PUBLIC_KEYS = {
 
 
 def _load(spec: KeySpec) -> Iterable[Key]:
-    algorithm = _ALGORITHMS[spec.alg]
+    algorithm = _HMAC_ALGORITHMS.get(spec.alg) or _ALGORITHMS[spec.alg]
     for use in Use:  # not over the set, so that the order is always the same
         if use not in spec.uses:
             continue
         if spec.secret is not None:
             # The same secret for both uses must not mean the same key.
-            signing = verifying = _derive(spec.secret, use)
+            signing = verifying = HMAC(_derive(spec.secret, use), hashes.SHA256())
         else:
             signing, verifying = _load_pem(spec)
         yield Key(
