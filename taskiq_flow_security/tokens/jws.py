@@ -7,29 +7,42 @@ from __future__ import annotations
 
 import binascii
 from binascii import a2b_base64, b2a_base64
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
-from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
+from taskiq_flow_security.tokens.keyring import Key
 
 MAX_BYTES = 8192
 """Longer tokens are refused before anything is decoded."""
 
 
 class Jws(NamedTuple):
-    """A token taken apart, its header checked, its signature not yet."""
+    """A token taken apart; nothing in it is checked yet."""
 
-    header: dict[str, Any]
     protected: bytes
     """The header as it was signed: base64url."""
     payload: bytes
     """base64url; empty if detached."""
     signature: bytes
-    kid: str
 
+
+class JwsHeader(BaseModel):
+    """The protected header, to which a kind of token may add parameters.
+
+    Any other parameter is refused, which covers ``jku``, ``jwk``, ``x5u`` and an unknown ``crit``.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    alg: object
+    kid: str
+    typ: object
+
+
+H = TypeVar("H", bound=JwsHeader)
 
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _FROM_URLSAFE = bytes.maketrans(b"-_", b"+/")
@@ -42,50 +55,50 @@ def encode_segment(data: bytes) -> bytes:
 
 def decode_segment(segment: bytes) -> bytes:
     """The inverse of `encode_segment`, which must be exact: no padding, no other spelling of the same bytes."""
-    data = _decode(segment)
+    data = decode_any(segment)
     if encode_segment(data) != segment:
         raise malformed()
     return data
 
 
-def _decode(segment: bytes) -> bytes:
+def decode_any(segment: bytes) -> bytes:
+    """As `decode_segment`, for a segment that is signed as it is spelled, so that any spelling will do."""
     try:
         return a2b_base64(segment.translate(_FROM_URLSAFE) + b"==")
     except binascii.Error:
         raise malformed() from None
 
 
-def parse(token: object, header_names: frozenset[str], typ: str) -> Jws:
-    """Take a compact token apart and check its header against what the one kind of token expected here may have.
-
-    Any other header parameter is refused, which covers ``jku``, ``jwk``, ``x5u`` and an unknown ``crit``.
-    """
+def parse(token: object) -> Jws:
+    """Take a compact token apart."""
     if not isinstance(token, str):
         raise malformed()
     if len(token) > MAX_BYTES:
         raise AuthenticationError(Reason.OVERSIZED, f"A token may have {MAX_BYTES} bytes at most.")
     try:
         protected, payload, signature = token.encode("ascii").split(b".")
-        header = from_json(_decode(protected))  # its spelling is signed, so that any will do
-    except ValueError:  # not ASCII, not three segments, not JSON, or too deep
+    except ValueError:  # not ASCII, or not three segments
         raise malformed() from None
-    if not isinstance(header, dict) or header.keys() != header_names:
-        raise malformed()
-    if header["typ"] != typ:
+    return Jws(protected, payload, decode_segment(signature))
+
+
+def read_header(jws: Jws, kind: type[H], typ: str) -> H:
+    """The header of a token that must be of this kind."""
+    try:
+        header = kind.model_validate_json(decode_any(jws.protected))
+    except ValidationError:
+        raise malformed() from None
+    if header.typ != typ:
         raise AuthenticationError(Reason.WRONG_TYPE, f"Not a token of the type {typ}.")
-    if not isinstance(header["kid"], str):
-        raise malformed()
-    return Jws(header, protected, payload, decode_segment(signature), header["kid"])
+    return header
 
 
-def verify(jws: Jws, payload: bytes, keyring: Keyring, use: Use, now: float, leeway: float) -> Key:
-    """Check the signature over header and payload; the payload as it was signed. Returns the key that made it."""
-    key = keyring.verifier(use, jws.kid, now, leeway)
-    if jws.header["alg"] != key.alg:
+def verify(jws: Jws, alg: object, payload: bytes, key: Key) -> None:
+    """Check a token's signature over its header, which names `alg`, and over a payload as it was signed."""
+    if alg != key.alg:
         raise AuthenticationError(Reason.WRONG_ALGORITHM, "The key is not for that algorithm.")
     if not key.verify(jws.protected + b"." + payload, jws.signature):
         raise AuthenticationError(Reason.BAD_SIGNATURE, "The signature does not match.")
-    return key
 
 
 def sign(key: Key, protected: bytes, payload: bytes) -> bytes:

@@ -7,17 +7,17 @@ carries when it was signed, how long the message may wait, and an id of its own.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic_core import to_json
 
 from taskiq_flow_security.tokens import jws
+from taskiq_flow_security.tokens.jws import JwsHeader
 from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
 
 SIGNATURE_LABEL = "taskiq_flow_signature"
 
 TYP = "taskiq-message+jws"
-_HEADER_NAMES = frozenset({"alg", "b64", "crit", "exp", "iat", "jti", "kid", "typ"})
 
 
 class MessageSignature(NamedTuple):
@@ -27,6 +27,14 @@ class MessageSignature(NamedTuple):
     jti: str
     issued_at: int
     expires_at: int
+
+
+class _Header(JwsHeader):
+    b64: bool
+    crit: tuple[Literal["b64"]]
+    iat: int
+    exp: int
+    jti: str
 
 
 class MessageSigner:
@@ -59,26 +67,20 @@ class MessageSigner:
 
     def read(self, signature: object, payload: bytes, now: float) -> MessageSignature:
         """As `verify`, but whenever the signature is valid: `check_times` has to follow."""
-        token = jws.parse(signature, _HEADER_NAMES, TYP)
-        header = token.header
-        if token.payload or header["b64"] is not False or header["crit"] != ["b64"]:
+        token = jws.parse(signature)
+        if token.payload:
             raise jws.malformed()
-        issued_at, expires_at, jti = header["iat"], header["exp"], header["jti"]
-        if type(issued_at) is not int or type(expires_at) is not int or not isinstance(jti, str):
+        header = jws.read_header(token, _Header, TYP)
+        if header.b64:
             raise jws.malformed()
-        key = jws.verify(token, payload, self._keyring, Use.SEND, now, self._leeway)
-        return MessageSignature(key.kid, jti, issued_at, expires_at)
+        key = self._keyring.verifier(Use.SEND, header.kid, now, self._leeway)
+        jws.verify(token, header.alg, payload, key)
+        return MessageSignature(header.kid, header.jti, header.iat, header.exp)
 
     def _header(self, key: Key) -> str:
         """The part of the header that is the same for all messages of a key, its closing brace left out."""
         header = self._headers.get(key.kid)
         if header is None:
-            fixed = {
-                "alg": key.alg,
-                "b64": False,
-                "crit": ["b64"],
-                "kid": key.kid,
-                "typ": TYP,
-            }
+            fixed = {"alg": key.alg, "b64": False, "crit": ["b64"], "kid": key.kid, "typ": TYP}
             header = self._headers[key.kid] = to_json(fixed).decode()[:-1]
         return header

@@ -13,12 +13,12 @@ from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.tokens import jws
+from taskiq_flow_security.tokens.jws import JwsHeader
 from taskiq_flow_security.tokens.keyring import Keyring, Use
 
 PRINCIPAL_LABEL = "taskiq_flow_principal"
 
 TYP = "taskiq-principal+jwt"
-_HEADER_NAMES = frozenset({"alg", "kid", "typ"})
 _CACHE_SIZE = 4096
 
 
@@ -74,7 +74,7 @@ class PrincipalTokens:
     def issue(self, principal: Principal, txn: str, now: float, expires_at: float) -> PrincipalToken:
         """Sign a principal. Raises `AuthenticationError` where this process has no key to issue with."""
         key = self._keyring.signer(Use.ISSUE, now)
-        header = {"alg": key.alg, "kid": key.kid, "typ": TYP}
+        header = JwsHeader(alg=key.alg, kid=key.kid, typ=TYP)
         claims = _Claims(
             iss=self._issuer,
             aud=self._audience,
@@ -121,8 +121,10 @@ class PrincipalTokens:
         return token
 
     def _verify(self, text: object, now: float) -> PrincipalToken:
-        parsed = jws.parse(text, _HEADER_NAMES, TYP)
-        key = jws.verify(parsed, parsed.payload, self._keyring, Use.ISSUE, now, self._leeway)
+        parsed = jws.parse(text)
+        header = jws.read_header(parsed, JwsHeader, TYP)
+        key = self._keyring.verifier(Use.ISSUE, header.kid, now, self._leeway)
+        jws.verify(parsed, header.alg, parsed.payload, key)
         try:
             claims = _Claims.model_validate_json(jws.decode_segment(parsed.payload))
             token = self._read(str(text), key.kid, claims)
