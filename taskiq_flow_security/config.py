@@ -227,6 +227,10 @@ class TaskiqFlowConfig(BaseSettings):
     websocket_origins: list[Annotated[str, AfterValidator(_check_origin)]] = []
     """Origins of web pages that may connect, beside the one that the API itself is served from."""
 
+    # Audit
+    audit_file: Path | None = None
+    """Append audit events to this file as JSON lines, beside the logger ``taskiq_flow.audit``."""
+
     # What processes share
     shared_store: SecretStr = SecretStr("memory://")
     """Where runs and their events are kept; ``redis://...`` (extra ``redis``) shares them between processes."""

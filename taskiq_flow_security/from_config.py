@@ -6,6 +6,7 @@ import logging
 
 from pydantic import SecretStr
 
+from taskiq_flow_security.audit import AuditFile, AuditLogger
 from taskiq_flow_security.config import TaskiqFlowConfig, timestamp
 from taskiq_flow_security.credentials import (
     ApiKey,
@@ -66,6 +67,11 @@ def bearer_tokens(config: TaskiqFlowConfig) -> BearerTokens:
         require_exp=not config.unsafe_jwt_without_exp,
         leeway=config.clock_leeway,
     )
+
+
+def audit(config: TaskiqFlowConfig) -> AuditLogger:
+    """Where decisions are recorded. Raises `ConfigurationError` if the file cannot be written to."""
+    return AuditLogger(sinks=[] if config.audit_file is None else [AuditFile(config.audit_file)])
 
 
 def _reveal(secret: SecretStr | None) -> str | None:

@@ -39,7 +39,7 @@ class FlowSecurity:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
-        self.audit = audit or AuditLogger()
+        self.audit = audit or from_config.audit(config)
         self.clock = clock
         self.policy = Policy.from_roles(config.pipeline_acls, config.task_acls)
         self._rate_limits: RateLimits | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from taskiq_flow_security import TaskiqFlowConfig
-from taskiq_flow_security.audit.logger import FIELDS
+from taskiq_flow_security.audit.fields import FIELDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -1,6 +1,7 @@
 """Where decisions are recorded."""
 
+from taskiq_flow_security.audit.file import AuditFile
 from taskiq_flow_security.audit.formatter import AuditFormatter
-from taskiq_flow_security.audit.logger import AuditLogger
+from taskiq_flow_security.audit.logger import AuditLogger, AuditSink
 
-__all__ = ["AuditFormatter", "AuditLogger"]
+__all__ = ["AuditFile", "AuditFormatter", "AuditLogger", "AuditSink"]

@@ -6,7 +6,7 @@ import logging
 
 from pydantic_core import to_json
 
-from taskiq_flow_security.audit.logger import FIELDS
+from taskiq_flow_security.audit.fields import FIELDS
 
 
 class AuditFormatter(logging.Formatter):

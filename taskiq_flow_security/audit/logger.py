@@ -1,90 +1,81 @@
-"""Audit events as standard logging records with structured fields."""
+"""Where every decision is recorded."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from typing import Protocol
 
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog import DropEvent
+from structlog.typing import EventDict, Processor
 
+from taskiq_flow_security.audit.fields import fields_of
 from taskiq_flow_security.core.events import AuditEvent, Outcome
 
 LOGGER_NAME = "taskiq_flow.audit"
 
-FIELDS = AuditEvent._fields
-"""The attributes that an audit record has beyond those of every `logging.LogRecord`."""
 
-MAX_FIELD_LENGTH = 200
-"""Names and ids in an event can come from a forged message; they are cut off here and control characters escaped."""
+class AuditSink(Protocol):
+    """What events can be written to, beside the logger."""
 
-_FROM_OUTSIDE = ("rule", "sub", "act", "pipeline", "task", "task_id", "txn", "ip")
+    def write(self, event: AuditEvent) -> None:
+        """Take an event. Called from any thread, and while a task or a request waits."""
 
-_LEVELS = {Outcome.ALLOW: logging.INFO, Outcome.DENY: logging.WARNING}
+    def flush(self) -> None:
+        """Write what it may still hold; the process is about to end."""
 
 
 class AuditLogger:
-    """Writes each event to the logger ``taskiq_flow.audit``: allowed at INFO, denied at WARNING.
+    """Writes each event to the logger ``taskiq_flow.audit``: allowed at INFO, denied at WARNING; and to all `sinks`.
 
     The record's message is the name of the event, its fields are attributes of the record, so that any handler,
-    formatter or shipper can take them from there. `processors` are structlog's, and see the fields before that. A level
-    that was not set is set to INFO, or nothing allowed would ever be recorded.
+    formatter or shipper can take them from there. `processors` are structlog's: each gets the fields and returns them,
+    with more of them, with less, or raises `structlog.DropEvent`; sinks get the event as it is. A level that was not
+    set is set to INFO, or nothing allowed would ever be recorded.
     """
 
-    def __init__(self, logger_name: str = LOGGER_NAME, processors: Iterable[Processor] = ()) -> None:
+    def __init__(
+        self, logger_name: str = LOGGER_NAME, processors: Iterable[Processor] = (), sinks: Iterable[AuditSink] = ()
+    ) -> None:
         self._logger = logging.getLogger(logger_name)
+        self._processors = tuple(processors)
+        self._sinks = tuple(sinks)
         if self._logger.level == logging.NOTSET:
             self._logger.setLevel(logging.INFO)
-        self._structlog: _BoundLogger = structlog.wrap_logger(
-            _Records(self._logger), processors=[_structure, *processors], wrapper_class=_BoundLogger
-        ).bind()
 
     def records(self, outcome: Outcome) -> bool:
         """Whether events of this outcome go anywhere; if not, none needs to be made."""
-        return self._logger.isEnabledFor(_LEVELS[outcome])
+        return bool(self._sinks) or self._logs(_level(outcome))
 
     def record(self, event: AuditEvent) -> None:
         """Record one decision."""
-        if self.records(event.outcome):
-            self._structlog.record(event)
+        for sink in self._sinks:
+            sink.write(event)
+        level = _level(event.outcome)
+        if self._logs(level):
+            self._log(level, fields_of(event))
 
+    def flush(self) -> None:
+        """Have all sinks write what they may still hold."""
+        for sink in self._sinks:
+            sink.flush()
 
-class _BoundLogger(structlog.BoundLoggerBase):
-    def record(self, event: AuditEvent) -> None:
-        """Hand an event to the processors, and what they make of it to the logger."""
-        self._proxy_to_logger("write", event.event.value, audit=event)
+    def _logs(self, level: int) -> bool:
+        # What is denied goes to logging's handler of last resort, where there is no other.
+        return self._logger.isEnabledFor(level) and (level >= logging.WARNING or self._logger.hasHandlers())
 
-
-class _Records:
-    """Makes logging records of fields. `logging`'s own ``extra`` takes longer, and looks for a caller to blame."""
-
-    def __init__(self, logger: logging.Logger) -> None:
-        self._logger = logger
-
-    def write(self, **fields: object) -> None:
-        level = logging.INFO if fields.get("outcome") == Outcome.ALLOW else logging.WARNING
-        record = self._logger.makeRecord(self._logger.name, level, __file__, 0, fields.get("event"), (), None)
+    def _log(self, level: int, fields: EventDict) -> None:
+        name: str = fields["event"]
+        for processor in self._processors:
+            try:
+                fields = processor(self._logger, name, fields)  # type: ignore[assignment]  # nothing renders it here
+            except DropEvent:
+                return
+        # Not through `Logger.info(extra=...)`, which looks for a caller to blame, and takes longer.
+        record = self._logger.makeRecord(self._logger.name, level, __file__, 0, name, (), None)
         record.__dict__.update(fields)
         self._logger.handle(record)
 
 
-def _structure(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
-    """The structlog processor that turns an event into plain fields."""
-    event: AuditEvent = event_dict["audit"]
-    fields = event._asdict()
-    fields["event"] = event.event.value
-    fields["outcome"] = event.outcome.value
-    fields["time"] = datetime.fromtimestamp(event.time, timezone.utc).isoformat(timespec="microseconds")
-    fields["roles"] = [_clean(role) for role in sorted(event.roles)]
-    for name in _FROM_OUTSIDE:
-        text = fields[name]
-        if text is not None and not (len(text) <= MAX_FIELD_LENGTH and text.isprintable()):
-            fields[name] = _clean(text)
-    return fields
-
-
-def _clean(text: str) -> str:
-    if len(text) > MAX_FIELD_LENGTH:
-        text = f"{text[:MAX_FIELD_LENGTH]}..."
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+def _level(outcome: Outcome) -> int:
+    return logging.INFO if outcome is Outcome.ALLOW else logging.WARNING

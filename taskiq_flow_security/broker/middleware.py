@@ -66,6 +66,10 @@ class SecurityMiddleware(TaskiqMiddleware):
             )
         )
 
+    def shutdown(self) -> None:
+        """Leave nothing unwritten."""
+        self.security.audit.flush()
+
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide in the caller. Raises a `FlowSecurityError` if it may not kick this."""
         self._install()

@@ -8,8 +8,10 @@ from enum import Enum
 class StringEnum(str, Enum):
     """What `enum.StrEnum` is from Python 3.11 on: a member prints as its value."""
 
-    def __str__(self) -> str:
-        return str(self.value)
+    # It equals its value, so it must be found by it; and `Enum`'s own hash is made in Python.
+    __hash__ = str.__hash__
+
+    __str__ = str.__str__
 
     def __format__(self, format_spec: str) -> str:
-        return format(str(self.value), format_spec)
+        return str.__format__(self, format_spec)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 from uuid import uuid4
 
@@ -12,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from taskiq_flow_security import AuditLogger, FlowSecurity, Principal, TaskiqFlowConfig
-from taskiq_flow_security.audit import AuditFormatter
+from taskiq_flow_security.audit import AuditFile
 from taskiq_flow_security.config import SigningKeyConfig
 
 Algorithm = Literal["HS256", "EdDSA"]
@@ -38,18 +41,26 @@ def new_security(algorithm: Algorithm = "HS256", audit_file: Path | None = None)
 
 
 def new_audit(file: Path | None) -> AuditLogger:
-    """An audit logger that writes to a file or, because of its level, records nothing that was allowed."""
+    """An audit logger that writes to a file or, as nobody listens to it, records nothing that was allowed."""
     name = f"benchmark.{uuid4().hex}"
-    logger = logging.getLogger(name)
-    logger.propagate = False
+    logging.getLogger(name).propagate = False
     if file is None:
-        logger.setLevel(logging.CRITICAL)
-    else:
-        logger.setLevel(logging.INFO)
-        handler = logging.FileHandler(file)
-        handler.setFormatter(AuditFormatter())
-        logger.addHandler(handler)
-    return AuditLogger(name)
+        return AuditLogger(name)
+    _audit_files.append(AuditFile(file))
+    return AuditLogger(name, sinks=_audit_files[-1:])
+
+
+_audit_files: list[AuditFile] = []
+
+
+@contextmanager
+def audit_directory() -> Iterator[Path]:
+    """A directory for audit files that are no longer needed at the end."""
+    with TemporaryDirectory() as directory:
+        yield Path(directory)
+        for file in _audit_files:
+            file.flush()
+        _audit_files.clear()
 
 
 def signing_key(algorithm: Algorithm) -> SigningKeyConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from taskiq import InMemoryBroker, TaskiqMiddleware
@@ -13,7 +12,7 @@ from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.kicker import AsyncKicker
 
 from taskiq_flow_security import FlowSecurity, SecurityMiddleware, guard
-from tests.benchmarks.guarded import ALGORITHMS, PIPELINE, PRINCIPAL, Algorithm, new_security, work
+from tests.benchmarks.guarded import ALGORITHMS, PIPELINE, PRINCIPAL, Algorithm, audit_directory, new_security, work
 from tests.benchmarks.harness import Batch, Effort, Samples, measure
 from tests.benchmarks.naive import NaiveGuard
 from tests.benchmarks.report import Target, print_comparison
@@ -50,12 +49,12 @@ class NoopMiddleware(TaskiqMiddleware):
 
 async def run(effort: Effort) -> list[Target]:
     """Print the table, and return the targets."""
-    with TemporaryDirectory() as directory:
-        audit_file = Path(directory, "audit.log")
+    with audit_directory() as directory:
+        audit_file = directory / "audit.log"
         variants = {
             UNGUARDED: _unguarded(),
             NOOP: kicks(new_task(NoopMiddleware())),
-            NAIVE: _naive(Path(directory, "naive.log")),
+            NAIVE: _naive(directory / "naive.log"),
         }
         for algorithm in ALGORITHMS:
             for suffix, file in ((", audit to a file", audit_file), ("", None)):

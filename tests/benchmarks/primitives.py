@@ -9,7 +9,6 @@ import time
 from datetime import datetime, timezone
 from itertools import cycle
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import jwt
@@ -30,6 +29,7 @@ from tests.benchmarks.guarded import (
     PRINCIPAL,
     SECRET,
     Algorithm,
+    audit_directory,
     ed25519_pem,
     new_audit,
     new_security,
@@ -43,13 +43,13 @@ _AUDIENCE = "benchmark"
 
 async def run(effort: Effort) -> list[Target]:
     """Print a table for each kind of step. They have no targets of their own."""
-    with TemporaryDirectory() as directory:
+    with audit_directory() as directory:
         tables = {
             "Sign a message of 1 KB": _signing(),
             "Verify a message of 1 KB": _verifying(),
             "Issue and verify a principal": _principals(),
             "Decide": _decisions(),
-            "Record an audit event": _events(Path(directory)),
+            "Record an audit event": _events(directory),
         }
         for title, variants in tables.items():
             print_comparison(title, await measure(variants, effort), next(iter(variants)))

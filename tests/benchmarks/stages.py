@@ -12,15 +12,14 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from cProfile import Profile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from types import CodeType
 from typing import Any
 from unittest.mock import patch
 
 from taskiq_flow_security import FlowSecurity, SecurityMiddleware
-from taskiq_flow_security.broker import wire
-from tests.benchmarks.guarded import PRINCIPAL, new_security
+from taskiq_flow_security.broker import signed_json, wire
+from tests.benchmarks.guarded import PRINCIPAL, audit_directory, new_security
 from tests.benchmarks.harness import Batch, Effort, Samples, interleave
 from tests.benchmarks.inmemory import Task, kicks, new_task
 from tests.benchmarks.report import microseconds, print_table
@@ -33,10 +32,10 @@ Seam = tuple[object, str]
 
 async def run(effort: Effort) -> None:
     """Print where the time goes."""
-    with TemporaryDirectory() as directory:
+    with audit_directory() as directory:
         plain = new_task()
         unguarded = kicks(plain)
-        silent, recording = Guarded(new_security()), Guarded(new_security(audit_file=Path(directory, "audit.log")))
+        silent, recording = Guarded(new_security()), Guarded(new_security(audit_file=directory / "audit.log"))
         guarded, audited = silent.batch, recording.batch
         watches = {
             "plain": Watch(unguarded, _formatter(plain)),
@@ -67,10 +66,10 @@ class Guarded:
             "message to plain values": (wire, "to_wire"),
             "plain values to bytes to sign": (wire, "signed_payload"),
             "sign": (security.messages, "sign"),
-            "message to signed bytes": (wire, "received_payload"),
-            "verify the signature": (security.messages, "verify"),
-            "verify the principal, known by its text": (security.principals, "verify"),
-            "message from signed bytes": (wire, "restore"),
+            "signature into the bytes": (signed_json, "join"),
+            "signature out of the bytes": (signed_json, "split"),
+            "verify the signature": (security.messages, "read"),
+            "verify the principal, known by its text": (security.principals, "read"),
         }
         self.audit: dict[str, Seam] = {"audit": (security.audit, "record")}
 

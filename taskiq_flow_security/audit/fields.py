@@ -1,0 +1,35 @@
+"""An audit event as plain fields, for whoever writes it down."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from taskiq_flow_security.core.events import AuditEvent
+
+FIELDS = AuditEvent._fields
+
+MAX_FIELD_LENGTH = 200
+"""Names and ids in an event can come from a forged message; they are cut off here and control characters escaped."""
+
+_FROM_OUTSIDE = ("rule", "sub", "act", "pipeline", "task", "task_id", "txn", "ip")
+
+
+def fields_of(event: AuditEvent) -> dict[str, Any]:
+    """All fields by name: text, or lists of text, or ``None``."""
+    fields = event._asdict()
+    fields["event"] = str(event.event)
+    fields["time"] = datetime.fromtimestamp(event.time, timezone.utc).isoformat(timespec="microseconds")
+    fields["outcome"] = str(event.outcome)
+    fields["roles"] = [_clean(role) for role in sorted(event.roles)]
+    for name in _FROM_OUTSIDE:
+        text = fields[name]
+        if text is not None and not (len(text) <= MAX_FIELD_LENGTH and text.isprintable()):
+            fields[name] = _clean(text)
+    return fields
+
+
+def _clean(text: str) -> str:
+    if len(text) > MAX_FIELD_LENGTH:
+        text = f"{text[:MAX_FIELD_LENGTH]}..."
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,113 @@
+"""Audit events in a file, written in batches."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from io import FileIO
+
+from pydantic_core import to_json
+
+from taskiq_flow_security.audit.fields import fields_of
+from taskiq_flow_security.core.events import AuditEvent, Outcome
+from taskiq_flow_security.errors import ConfigurationError
+
+_logger = logging.getLogger(__name__)
+
+_FULL = 256
+"""How many lines make a batch at most."""
+
+_KEPT = 100_000
+"""How many lines wait at most for a file that cannot be written to."""
+
+
+class AuditFile:
+    """Appends events to a file, one JSON object a line. Several processes may share it.
+
+    A denial is written at once, with all that came before it. What was allowed waits for others, `flush_interval`
+    seconds at most: those are the lines that a process loses when it is killed. 0 writes each line at once. The file
+    may be moved away at any time, as log rotation does. Where it cannot be written to, lines wait until it can.
+
+    Raises `ConfigurationError` if the file cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, flush_interval: float = 0.1) -> None:
+        self._path = path
+        self._interval = flush_interval
+        self._begin()
+        try:
+            self._file = self._open()
+        except OSError as error:
+            raise ConfigurationError(f"audit_file: {path} cannot be opened to append to ({error.strerror}).") from None
+        atexit.register(self.flush)
+
+    def write(self, event: AuditEvent) -> None:
+        """Add a line for this event."""
+        line = to_json({name: value for name, value in fields_of(event).items() if value})
+        if self._process != os.getpid():  # a child that was forked: it has no thread, and not its parent's lines
+            self._begin()
+        with self._lock:
+            self._lines.append(line)
+            if self._interval <= 0 or event.outcome is Outcome.DENY or len(self._lines) >= _FULL:
+                self._append()
+            elif not self._waiting.is_set():
+                self._wait()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        if self._process == os.getpid():
+            with self._lock:
+                self._append()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._lines: list[bytes] = []
+        self._waiting = threading.Event()
+        self._writer: threading.Thread | None = None
+
+    def _wait(self) -> None:
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._run, name="taskiq-flow-audit", daemon=True)
+            self._writer.start()
+        self._waiting.set()
+
+    def _run(self) -> None:
+        while True:
+            self._waiting.wait()
+            time.sleep(self._interval)
+            self._waiting.clear()
+            self.flush()
+
+    def _append(self) -> None:
+        if not self._lines:
+            return
+        try:
+            if not self._in_place():
+                opened = self._open()
+                self._file.close()
+                self._file = opened
+            data = b"\n".join(self._lines) + b"\n"
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            _logger.exception("The audit file cannot be written to; %d events are waiting.", len(self._lines))
+            del self._lines[:-_KEPT]
+        else:
+            self._lines.clear()
+
+    def _open(self) -> FileIO:
+        return FileIO(self._path, "a", opener=_for_owner_only)
+
+    def _in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+
+def _for_owner_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
