@@ -34,6 +34,7 @@ def api_keys(config: TaskiqFlowConfig) -> ApiKeys:
             permissions=entry.permissions,
             pipelines=entry.pipelines,
             expires_at=timestamp(entry.expires_at),
+            rate_limits=entry.rate_limits,
         )
         for key, entry in config.api_keys.items()
     ]

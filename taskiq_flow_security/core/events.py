@@ -12,6 +12,9 @@ class EventName(StringEnum):
 
     AUTHN_LOGIN_SUCCESS = "authn_login_success"
     AUTHN_LOGIN_FAIL = "authn_login_fail"
+    AUTHZ_ALLOW = "authz_allow"
+    AUTHZ_FAIL = "authz_fail"
+    AUTHZ_SHADOW_FAIL = "authz_shadow_fail"
     EXCESS_RATE_LIMIT_EXCEEDED = "excess_rate_limit_exceeded"
     INPUT_VALIDATION_FAIL = "input_validation_fail"
     SYS_STARTUP = "sys_startup"

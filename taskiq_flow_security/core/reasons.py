@@ -12,6 +12,8 @@ class Reason(StringEnum):
     ADMIN = "admin"
     PERMISSION = "permission"
     ACL = "acl"
+    AUTHENTICATED = "authenticated"
+    PUBLIC = "public"
     SECURITY_DISABLED = "security_disabled"
 
     # Denied by the policy. PERMISSION and ACL deny under their own names too.
@@ -30,6 +32,14 @@ class Reason(StringEnum):
     SEVERAL_CREDENTIALS = "several_credentials"
     UNKNOWN_API_KEY = "unknown_api_key"
     BEARER_NOT_ACCEPTED = "bearer_not_accepted"
+    CREDENTIALS_IN_QUERY = "credentials_in_query"
+
+    # Denied at the HTTP and WebSocket edge.
+    NO_RULE = "no_rule"
+    HTTPS_REQUIRED = "https_required"
+    ORIGIN = "origin"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
+    UNREADABLE_MESSAGE = "unreadable_message"
 
     # Not authenticated: tokens and signatures.
     UNSIGNED = "unsigned"

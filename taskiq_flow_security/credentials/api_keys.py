@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
@@ -25,6 +26,8 @@ class ApiKey:
     permissions: frozenset[Permission]
     pipelines: frozenset[str]
     expires_at: float | None
+    rate_limits: Mapping[str, str] = field(default_factory=dict)
+    """By endpoint, in the notation of the `limits` package."""
 
     @classmethod
     def parse(
@@ -36,6 +39,7 @@ class ApiKey:
         permissions: Iterable[str],
         pipelines: Iterable[str],
         expires_at: float | None,
+        rate_limits: Mapping[str, str] = MappingProxyType({}),
     ) -> ApiKey:
         """Take a key in plain text, or as ``sha256:<hex>`` of it."""
         sha256 = key.removeprefix(_HASHED) if key.startswith(_HASHED) else _sha256(key)
@@ -48,6 +52,7 @@ class ApiKey:
             frozenset(map(Permission, permissions)),
             frozenset(pipelines),
             expires_at,
+            rate_limits,
         )
 
     def principal(self, txn: str | None = None) -> Principal:
