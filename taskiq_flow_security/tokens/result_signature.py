@@ -1,0 +1,112 @@
+"""The signature of a stored result or progress: a JWT (RFC 7519) that names its task and the digest of its bytes.
+
+The digest is signed rather than the bytes, so that a large result is read once and never copied.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
+
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.core.string_enum import StringEnum
+from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
+from taskiq_flow_security.tokens import jws
+from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
+
+_HEADER_NAMES = frozenset({"alg", "kid", "typ"})
+
+
+class Purpose(StringEnum):
+    """What a task stores."""
+
+    RESULT = "result"
+    PROGRESS = "progress"
+
+
+_TYP = {purpose: f"taskiq-{purpose}+jwt" for purpose in Purpose}
+"""Asymmetric keys sign messages too; the type keeps all three apart (RFC 8725 section 3.11)."""
+
+
+class Binding(NamedTuple):
+    """What stored bytes are, and whose."""
+
+    purpose: Purpose
+    task_id: str
+
+
+class _Claims(BaseModel):
+    """What a signature says, of exactly these types."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    aud: str
+    task_id: str
+    sha256: str
+
+
+class ResultSigner:
+    """Signs and verifies what tasks store, with the keys for `Use.RESULT`."""
+
+    def __init__(self, keyring: Keyring, audience: str, leeway: float) -> None:
+        self._keyring = keyring
+        self._audience = audience
+        self._leeway = leeway
+        self._headers: dict[tuple[str, Purpose], bytes] = {}
+
+    def can_sign(self, now: float) -> bool:
+        """Whether this process has a key to sign results with."""
+        try:
+            return self._keyring.signer(Use.RESULT, now) is not None
+        except AuthenticationError:
+            return False
+
+    def sign(self, data: bytes, binding: Binding, now: float) -> bytes:
+        """The signature that makes these bytes the task's result or progress.
+
+        Raises `AuthenticationError` where this process has no key to sign with, and `UnsignableMessageError` for a
+        task id that fits into no token.
+        """
+        key = self._keyring.signer(Use.RESULT, now)
+        claims = {"aud": self._audience, "task_id": binding.task_id, "sha256": sha256(data).hexdigest()}
+        try:
+            payload = jws.encode_segment(to_json(claims))
+        except ValueError:  # a lone surrogate
+            raise _unsignable() from None
+        protected = self._header(key, binding.purpose)
+        token = b".".join((protected, payload, jws.sign(key, protected, payload)))
+        if len(token) > jws.MAX_BYTES:
+            raise _unsignable()
+        return token
+
+    def verify(self, token: str, data: bytes | memoryview, binding: Binding, now: float) -> None:
+        """Check that these bytes were signed as the task's result or progress, or raise `AuthenticationError`.
+
+        How old they are does not matter, only that their key is still in use.
+        """
+        parsed = jws.parse(token, _HEADER_NAMES, _TYP[binding.purpose])
+        jws.verify(parsed, parsed.payload, self._keyring, Use.RESULT, now, self._leeway)
+        try:
+            claims = _Claims.model_validate_json(jws.decode_segment(parsed.payload))
+        except ValidationError:
+            raise AuthenticationError(Reason.INVALID_CLAIMS, "The signature does not say what it should.") from None
+        if claims.aud != self._audience:
+            raise AuthenticationError(Reason.WRONG_AUDIENCE, "It was stored in another environment.")
+        if claims.task_id != binding.task_id:
+            raise AuthenticationError(Reason.WRONG_TASK, "It was stored for another task.")
+        if claims.sha256 != sha256(data).hexdigest():
+            raise AuthenticationError(Reason.BAD_SIGNATURE, "It was altered after it was stored.")
+
+    def _header(self, key: Key, purpose: Purpose) -> bytes:
+        header = self._headers.get((key.kid, purpose))
+        if header is None:
+            header = jws.encode_segment(to_json({"alg": key.alg, "kid": key.kid, "typ": _TYP[purpose]}))
+            self._headers[key.kid, purpose] = header
+        return header
+
+
+def _unsignable() -> UnsignableMessageError:
+    return UnsignableMessageError("The result cannot be signed: its task id is too long, or no valid text.")
