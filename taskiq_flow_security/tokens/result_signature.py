@@ -6,10 +6,9 @@ The digest is signed rather than the bytes, so that a large result is read once 
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.core.string_enum import StringEnum
@@ -38,10 +37,8 @@ class Binding(NamedTuple):
     task_id: str
 
 
-class _Claims(BaseModel):
-    """What a signature says, of exactly these types."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+class _Claims(TypedDict):
+    """What a signature says, in this order."""
 
     aud: str
     task_id: str
@@ -71,12 +68,11 @@ class ResultSigner:
         task id that fits into no token.
         """
         key = self._keyring.signer(Use.RESULT, now)
-        claims = {"aud": self._audience, "task_id": binding.task_id, "sha256": sha256(data).hexdigest()}
+        protected = self._header(key, binding.purpose)
         try:
-            payload = jws.encode_segment(to_json(claims))
+            payload = _payload(self._claims(data, binding))
         except ValueError:  # a lone surrogate
             raise _unsignable() from None
-        protected = self._header(key, binding.purpose)
         token = b".".join((protected, payload, jws.sign(key, protected, payload)))
         if len(token) > jws.MAX_BYTES:
             raise _unsignable()
@@ -89,16 +85,12 @@ class ResultSigner:
         """
         parsed = jws.parse(token, _HEADER_NAMES, _TYP[binding.purpose])
         jws.verify(parsed, parsed.payload, self._keyring, Use.RESULT, now, self._leeway)
-        try:
-            claims = _Claims.model_validate_json(jws.decode_segment(parsed.payload))
-        except ValidationError:
-            raise AuthenticationError(Reason.INVALID_CLAIMS, "The signature does not say what it should.") from None
-        if claims.aud != self._audience:
-            raise AuthenticationError(Reason.WRONG_AUDIENCE, "It was stored in another environment.")
-        if claims.task_id != binding.task_id:
-            raise AuthenticationError(Reason.WRONG_TASK, "It was stored for another task.")
-        if claims.sha256 != sha256(data).hexdigest():
-            raise AuthenticationError(Reason.BAD_SIGNATURE, "It was altered after it was stored.")
+        expected = self._claims(data, binding)
+        if parsed.payload != _payload(expected):
+            raise _difference(parsed.payload, expected)
+
+    def _claims(self, data: bytes | memoryview, binding: Binding) -> _Claims:
+        return {"aud": self._audience, "task_id": binding.task_id, "sha256": sha256(data).hexdigest()}
 
     def _header(self, key: Key, purpose: Purpose) -> bytes:
         header = self._headers.get((key.kid, purpose))
@@ -106,6 +98,22 @@ class ResultSigner:
             header = jws.encode_segment(to_json({"alg": key.alg, "kid": key.kid, "typ": _TYP[purpose]}))
             self._headers[key.kid, purpose] = header
         return header
+
+
+def _payload(claims: _Claims) -> bytes:
+    return jws.encode_segment(to_json(claims))
+
+
+def _difference(payload: bytes, expected: _Claims) -> AuthenticationError:
+    """Why a signature, genuine in itself, is not the expected one."""
+    claims = from_json(jws.decode_segment(payload))
+    if not isinstance(claims, dict) or claims.keys() != expected.keys():
+        return AuthenticationError(Reason.INVALID_CLAIMS, "Its signature does not say what it should.")
+    if claims["aud"] != expected["aud"]:
+        return AuthenticationError(Reason.WRONG_AUDIENCE, "It was stored in another environment.")
+    if claims["task_id"] != expected["task_id"]:
+        return AuthenticationError(Reason.WRONG_TASK, "It was stored for another task.")
+    return AuthenticationError(Reason.BAD_SIGNATURE, "It was altered after it was stored.")
 
 
 def _unsignable() -> UnsignableMessageError:
