@@ -16,8 +16,6 @@ from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageEr
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
 
-_HEADER_NAMES = frozenset({"alg", "kid", "typ"})
-
 
 class Purpose(StringEnum):
     """What a task stores."""
@@ -83,8 +81,10 @@ class ResultSigner:
 
         How old they are does not matter, only that their key is still in use.
         """
-        parsed = jws.parse(token, _HEADER_NAMES, _TYP[binding.purpose])
-        jws.verify(parsed, parsed.payload, self._keyring, Use.RESULT, now, self._leeway)
+        parsed = jws.parse(token)
+        header = jws.read_header(parsed, jws.JwsHeader, _TYP[binding.purpose])
+        key = self._keyring.verifier(Use.RESULT, header.kid, now, self._leeway)
+        jws.verify(parsed, header.alg, parsed.payload, key)
         expected = self._claims(data, binding)
         if parsed.payload != _payload(expected):
             raise _difference(parsed.payload, expected)
