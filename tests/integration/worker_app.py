@@ -94,7 +94,9 @@ def crunch_guarded(marker: str, caller: Principal = TaskiqDepends(current_princi
 def broker() -> AsyncBroker:
     """The worker's broker, made from environment variables."""
     transport = from_environment()
-    secured = transport.broker().with_middlewares(SecurityMiddleware(FlowSecurity(TaskiqFlowConfig())))
+    security = FlowSecurity(TaskiqFlowConfig())
+    secured = transport.broker().with_middlewares(SecurityMiddleware(security))
+    secured.with_result_backend(security.protect_results(secured.result_backend))
     announce_start(secured, transport)
     write_audit_lines()
     return secured
