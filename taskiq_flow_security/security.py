@@ -63,7 +63,7 @@ class FlowSecurity:
             config.clock_leeway,
         )
         self.messages = MessageSigner(keyring, config.clock_leeway)
-        self._results = ResultSeal(
+        self.results = ResultSeal(
             ResultSigner(keyring, config.principal_audience, config.clock_leeway),
             self.audit,
             clock,
@@ -153,7 +153,7 @@ class FlowSecurity:
         One line, on workers and on whoever waits: ``broker.with_result_backend(security.protect_results(backend))``.
         `ProtectedResults` tells what that is worth. Raises `ConfigurationError` for a backend it cannot protect.
         """
-        return ProtectedResults(backend, self._results)
+        return ProtectedResults(backend, self.results)
 
     def explain(
         self,

@@ -55,9 +55,10 @@ class ResultSigner:
     def can_sign(self, now: float) -> bool:
         """Whether this process has a key to sign results with."""
         try:
-            return self._keyring.signer(Use.RESULT, now) is not None
+            self._keyring.signer(Use.RESULT, now)
         except AuthenticationError:
             return False
+        return True
 
     def sign(self, data: bytes, binding: Binding, now: float) -> bytes:
         """The signature that makes these bytes the task's result or progress.

@@ -295,7 +295,7 @@ async def test_who_sees_messages_signed_cannot_have_a_result_signed_as_one(proce
     keys, now = Keyring.derived(SECRET), process.clock.now
     messages = keys.signer(Use.SEND, now)
     body = b"{}"
-    genuine = process.security._results.close(body, Binding(Purpose.RESULT, "task"))
+    genuine = process.security.results.close(body, Binding(Purpose.RESULT, "task"))
     protected, payload, _ = genuine.removeprefix(body + MARK).split(b".")
     forged = body + MARK + b".".join((protected, payload, jws.sign(messages, protected, payload)))
     shelf = ShelfResultBackend({"task": forged}, serializer=Untouched())

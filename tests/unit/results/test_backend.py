@@ -383,6 +383,15 @@ async def test_a_serializer_that_is_set_later_is_wrapped_as_well() -> None:
     assert await refusal(backend) == "unsigned"
 
 
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+async def test_a_backend_may_return_any_type_of_bytes(kind: type[Any]) -> None:
+    drawers: Drawers = {}
+    backend = protected(drawers, serializer=JSONSerializer())
+    await backend.set_result("task", result_of())
+    drawers["task"] = kind(drawers["task"])
+    assert (await backend.get_result("task")).return_value == 6
+
+
 async def test_the_inner_backend_can_no_longer_be_used_on_its_own() -> None:
     shelf = ShelfResultBackend({})
     await security().protect_results(shelf).set_result("task", result_of())
