@@ -124,7 +124,7 @@ class ProtectedResults(AsyncResultBackend[R]):
     def check(self, *, is_worker: bool) -> None:
         """Raise `ConfigurationError` if this process cannot do its part."""
         self._install()
-        if is_worker and self._seal.enabled and not self._seal.can_close():
+        if is_worker and not self._seal.can_store():
             raise ConfigurationError(
                 "This worker cannot sign results; give it a key of its own for `send` in signing_keys, with its secret "
                 "or private key."

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from taskiq_flow_security.audit import AuditLogger
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.reasons import Reason
-from taskiq_flow_security.errors import AuthenticationError, ResultVerificationError
+from taskiq_flow_security.errors import AuthenticationError, ResultVerificationError, UnsignableMessageError
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.result_signature import Binding, ResultSigner
 
@@ -47,13 +47,22 @@ class ResultSeal:
         """Where it is not, nothing is signed or verified, but what is signed can be read."""
         self.monitoring = monitoring
 
-    def can_close(self) -> bool:
-        """Whether this process has a key to sign with."""
-        return self._signer.can_sign(self._clock())
+    def can_store(self) -> bool:
+        """Whether this process has a key to sign with, or needs none."""
+        return not self.enabled or self.monitoring or self._signer.can_sign(self._clock())
 
     def close(self, data: bytes, binding: Binding) -> bytes:
-        """The data as it is to be stored. Raises `AuthenticationError` where this process cannot sign it."""
-        return b"".join((data, MARK, self._signer.sign(data, binding, self._clock())))
+        """The data as it is to be stored; not signed if it cannot be and refusals are only recorded.
+
+        Raises `AuthenticationError` or `UnsignableMessageError` otherwise, as `ResultSigner.sign`.
+        """
+        try:
+            signature = self._signer.sign(data, binding, self._clock())
+        except (AuthenticationError, UnsignableMessageError):
+            if not self.monitoring:
+                raise
+            return data
+        return b"".join((data, MARK, signature))
 
     def open(self, stored: bytes, binding: Binding) -> bytes:
         """The data that was stored under this binding. Raises `ResultVerificationError` for any other."""

@@ -444,9 +444,9 @@ async def test_the_in_memory_backend_can_be_monitored_and_switched_off() -> None
 # Start-up
 
 
-def verifying_only() -> FlowSecurity:
+def verifying_only(**changes: Any) -> FlowSecurity:
     key = {"kid": "one", "alg": "HS256", "uses": ["issue", "send", "verify"], "secret": SECRET}
-    return security(signing_keys=[key])
+    return security(signing_keys=[key], **changes)
 
 
 async def start(broker: AsyncBroker, security: FlowSecurity) -> None:
@@ -469,6 +469,17 @@ async def test_who_cannot_sign_stores_nothing() -> None:
     with pytest.raises(AuthenticationError):
         await backend.set_result("task", result_of())
     assert drawers == {}
+
+
+async def test_while_monitoring_who_cannot_sign_stores_unsigned_results() -> None:
+    monitoring = verifying_only(enforcement="monitor")
+    drawers: Drawers = {}
+    broker = InMemoryBroker().with_result_backend(monitoring.protect_results(ShelfResultBackend(drawers)))
+    broker.is_worker_process = True
+    await start(broker, monitoring)
+    await broker.result_backend.set_result("task", result_of())
+    assert (await ShelfResultBackend(drawers).get_result("task")).return_value == 6
+    assert await refusal(protected(drawers)) == "unsigned"
 
 
 async def test_a_secured_broker_warns_where_anybodys_results_are_believed(caplog: pytest.LogCaptureFixture) -> None:
