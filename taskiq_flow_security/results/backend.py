@@ -111,7 +111,10 @@ class ProtectedResults(AsyncResultBackend[R]):
             await self.inner.set_progress(task_id, self._outgoing(binding, progress))
 
     async def get_progress(self, task_id: str) -> TaskProgress[Any] | None:
-        """The progress of a task. Raises `ResultVerificationError` if it cannot be believed."""
+        """The progress of a task. Raises `ResultVerificationError` if it cannot be believed.
+
+        So does TaskIQ's ``ProgressTracker.set_progress`` where it is given no ``meta`` and reads the last one.
+        """
         binding = Binding(Purpose.PROGRESS, task_id)
         self._install()
         with accessing(binding) as access:
