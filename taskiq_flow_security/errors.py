@@ -49,6 +49,12 @@ class AccessDeniedError(RefusedError):
     _default = "The caller may not do this."
 
 
+class ResultVerificationError(_RefusedError):
+    """A stored result or progress is not what a worker stored for this task; nothing of it was decoded."""
+
+    _default = "The result could not be verified."
+
+
 class RateLimitExceededError(FlowSecurityError):
     """The caller has used up a rate limit; try again after `retry_after` seconds."""
 

@@ -100,7 +100,7 @@ def keyring(config: TaskiqFlowConfig) -> Keyring:
         keys = Keyring.derived(config.jwt_secret.get_secret_value())
     else:
         keys = Keyring([])
-    missing = [use for use in Use if not keys.has(use)]
+    missing = [use for use in (Use.ISSUE, Use.SEND) if not keys.has(use)]
     if config.security_enabled and missing:
         raise ConfigurationError(
             f"signing_keys: there is no key for {' and '.join(missing)}; set jwt_secret (at least 32 bytes, the same "

@@ -7,6 +7,9 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+from taskiq.abc.result_backend import AsyncResultBackend
 
 from taskiq_flow_security import acting, from_config
 from taskiq_flow_security.acting import Acting
@@ -18,10 +21,14 @@ from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.rate_limits import RateLimits
+from taskiq_flow_security.results import ProtectedResults, ResultSeal
 from taskiq_flow_security.tokens.message_signature import MessageSigner
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken, PrincipalTokens
+from taskiq_flow_security.tokens.result_signature import ResultSigner
 
 _logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 
 class FlowSecurity:
@@ -56,6 +63,13 @@ class FlowSecurity:
             config.clock_leeway,
         )
         self.messages = MessageSigner(keyring, config.clock_leeway)
+        self.results = ResultSeal(
+            ResultSigner(keyring, config.principal_audience, config.clock_leeway),
+            self.audit,
+            clock,
+            enabled=self.enabled,
+            monitoring=self.monitoring,
+        )
         if not self.enabled:
             _logger.warning("security_enabled is False: every task runs, whoever asks for it.")
             return
@@ -150,6 +164,14 @@ class FlowSecurity:
         if not self.enabled:
             return {}
         return {PRINCIPAL_LABEL: self._issue(principal, self._txn(principal), self.clock()).text}
+
+    def protect_results(self, backend: AsyncResultBackend[R]) -> ProtectedResults[R]:
+        """Sign what this result backend stores, and believe nothing that it returns unsigned.
+
+        One line, on workers and on whoever waits: ``broker.with_result_backend(security.protect_results(backend))``.
+        `ProtectedResults` tells what that is worth. Raises `ConfigurationError` for a backend it cannot protect.
+        """
+        return ProtectedResults(backend, self.results)
 
     def explain(
         self,

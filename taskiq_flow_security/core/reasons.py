@@ -51,6 +51,7 @@ class Reason(StringEnum):
     WRONG_TYPE = "wrong_type"
     WRONG_ISSUER = "wrong_issuer"
     WRONG_AUDIENCE = "wrong_audience"
+    WRONG_TASK = "wrong_task"
     INVALID_CLAIMS = "invalid_claims"
     EXPIRED = "expired"
     NOT_YET_VALID = "not_yet_valid"
