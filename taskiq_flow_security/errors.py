@@ -49,7 +49,7 @@ class AccessDeniedError(RefusedError):
     _default = "The caller may not do this."
 
 
-class ResultVerificationError(_RefusedError):
+class ResultVerificationError(RefusedError):
     """A stored result or progress is not what a worker stored for this task; nothing of it was decoded."""
 
     _default = "The result could not be verified."
