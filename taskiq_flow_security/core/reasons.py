@@ -17,6 +17,7 @@ class Reason(StringEnum):
     SECURITY_DISABLED = "security_disabled"
 
     # Denied by the policy. PERMISSION and ACL deny under their own names too.
+    SCOPE = "scope"
     WHITELIST = "whitelist"
     GUARD = "guard"
     RATE_LIMIT = "rate_limit"

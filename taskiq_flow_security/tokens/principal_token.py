@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 
-from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.principal import UNRESTRICTED, Permission, Principal, Scope
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.tokens import jws
@@ -38,6 +38,13 @@ class PrincipalToken:
         return f"PrincipalToken(subject={self.principal.subject!r}, jti={self.jti!r}, kid={self.kid!r})"
 
 
+class _ScopeClaim(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    permissions: frozenset[Permission] | None = None
+    pipelines: frozenset[str] | None = None
+
+
 class _Claims(BaseModel):
     """What a token says, of exactly these types."""
 
@@ -50,11 +57,16 @@ class _Claims(BaseModel):
     permissions: list[Permission] | None = None
     pipelines: list[str]
     api_key_id: str | None = None
+    scope: _ScopeClaim | None = None
     iat: int
     nbf: int
     exp: int
     jti: str
     txn: str
+
+
+def _scope_claim(scope: Scope) -> _ScopeClaim:
+    return _ScopeClaim(permissions=scope.permissions, pipelines=scope.pipelines)
 
 
 class PrincipalTokens:
@@ -83,6 +95,7 @@ class PrincipalTokens:
             permissions=None if principal.permissions is None else sorted(principal.permissions),
             pipelines=sorted(principal.pipelines),
             api_key_id=principal.api_key_id,
+            scope=None if principal.scope == UNRESTRICTED else _scope_claim(principal.scope),
             iat=int(now),
             nbf=int(now),
             exp=int(expires_at),
@@ -147,6 +160,7 @@ class PrincipalTokens:
             claims.permissions,
             claims.pipelines,
             api_key_id=claims.api_key_id,
+            scope=UNRESTRICTED if claims.scope is None else Scope(claims.scope.permissions, claims.scope.pipelines),
             txn=claims.txn,
         )
         return PrincipalToken(text, principal, claims.txn, claims.jti, kid, claims.nbf, claims.exp)
