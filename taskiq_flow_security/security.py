@@ -17,9 +17,9 @@ from taskiq_flow_security.audit import AuditLogger
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision, Policy, decide
-from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.principal import SERVICE_PREFIX, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
-from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
 from taskiq_flow_security.rate_limits import RateLimits
 from taskiq_flow_security.results import ProtectedResults, ResultSeal
 from taskiq_flow_security.tokens.message_signature import MessageSigner
@@ -144,6 +144,16 @@ class FlowSecurity:
                     ip=ip,
                 )
             )
+
+    def service(self, name: str) -> Principal:
+        """The principal of a service of the settings, for work that nobody has asked for: ``acting_as(service("..."))``.
+
+        Raises `ConfigurationError` if there is none of this name.
+        """
+        service = self.config.services.get(name)
+        if service is None:
+            raise ConfigurationError(f"services: there is no service {name!r}; name it there, with its roles.")
+        return Principal(f"{SERVICE_PREFIX}{name}", service.roles, service.permissions, service.pipelines)
 
     @contextmanager
     def acting_as(self, principal: Principal, *, pipeline: str | None = None) -> Iterator[Principal]:

@@ -19,6 +19,11 @@ class Permission(StringEnum):
 
 ALL_PIPELINES = "*"
 
+API_KEY_PREFIX = "api-key:"
+SERVICE_PREFIX = "service:"
+OWN_SUBJECTS = (API_KEY_PREFIX, SERVICE_PREFIX)
+"""How subjects begin that are made here. No bearer token may claim to be one of them."""
+
 N = TypeVar("N")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.principal import API_KEY_PREFIX, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.tokens.jws import MAX_BYTES
@@ -47,7 +47,7 @@ class ApiKey:
         return cls(
             key_id,
             sha256,
-            subject or f"api-key:{key_id}",
+            subject or f"{API_KEY_PREFIX}{key_id}",
             frozenset(roles),
             frozenset(map(Permission, permissions)),
             frozenset(pipelines),

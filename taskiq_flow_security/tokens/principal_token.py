@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 
-from taskiq_flow_security.core.principal import UNRESTRICTED, Permission, Principal, Scope
+from taskiq_flow_security.core.principal import UNRESTRICTED, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.tokens import jws
+from taskiq_flow_security.tokens.claims import ScopeClaim
 from taskiq_flow_security.tokens.jws import JwsHeader
 from taskiq_flow_security.tokens.keyring import Keyring, Use
 
@@ -38,13 +39,6 @@ class PrincipalToken:
         return f"PrincipalToken(subject={self.principal.subject!r}, jti={self.jti!r}, kid={self.kid!r})"
 
 
-class _ScopeClaim(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    permissions: frozenset[Permission] | None = None
-    pipelines: frozenset[str] | None = None
-
-
 class _Claims(BaseModel):
     """What a token says, of exactly these types."""
 
@@ -57,16 +51,12 @@ class _Claims(BaseModel):
     permissions: list[Permission] | None = None
     pipelines: list[str]
     api_key_id: str | None = None
-    scope: _ScopeClaim | None = None
+    scope: ScopeClaim | None = None
     iat: int
     nbf: int
     exp: int
     jti: str
     txn: str
-
-
-def _scope_claim(scope: Scope) -> _ScopeClaim:
-    return _ScopeClaim(permissions=scope.permissions, pipelines=scope.pipelines)
 
 
 class PrincipalTokens:
@@ -95,7 +85,7 @@ class PrincipalTokens:
             permissions=None if principal.permissions is None else sorted(principal.permissions),
             pipelines=sorted(principal.pipelines),
             api_key_id=principal.api_key_id,
-            scope=None if principal.scope == UNRESTRICTED else _scope_claim(principal.scope),
+            scope=ScopeClaim.of(principal.scope),
             iat=int(now),
             nbf=int(now),
             exp=int(expires_at),
@@ -160,7 +150,7 @@ class PrincipalTokens:
             claims.permissions,
             claims.pipelines,
             api_key_id=claims.api_key_id,
-            scope=UNRESTRICTED if claims.scope is None else Scope(claims.scope.permissions, claims.scope.pipelines),
+            scope=UNRESTRICTED if claims.scope is None else claims.scope.scope(),
             txn=claims.txn,
         )
         return PrincipalToken(text, principal, claims.txn, claims.jti, kid, claims.nbf, claims.exp)
