@@ -146,9 +146,9 @@ class FlowSecurity:
             )
 
     def service(self, name: str) -> Principal:
-        """The principal of a service of the settings, for work that nobody has asked for: ``acting_as(service("..."))``.
+        """The principal of a service, for work that nobody has asked for: ``acting_as(security.service("nightly"))``.
 
-        Raises `ConfigurationError` if there is none of this name.
+        Its rights are in the setting `services`. Raises `ConfigurationError` if there is none of this name.
         """
         service = self.config.services.get(name)
         if service is None:
