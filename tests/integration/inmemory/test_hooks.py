@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from taskiq import TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq.result_backends.dummy import DummyResultBackend
 
 from taskiq_flow_security import AccessDeniedError, Principal, current_principal
 from tests.attacks.forging import PRINCIPAL, SIGNATURE, principal_of, read, signature_of, write
@@ -49,6 +50,12 @@ class Recorder(TaskiqMiddleware):
 
     def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
         self._see("on_error", message, result)
+
+
+class Discards(DummyResultBackend[Any]):
+    """TaskIQ's default, under which every result counts as being there already."""
+
+    results: Mapping[str, TaskiqResult[Any]] = {}
 
 
 @pytest.fixture
@@ -97,6 +104,16 @@ async def test_hooks_see_the_labels_of_a_denied_message(
         for content in recorder.seen.values():
             assert content["labels"]["note"] == PLANTED
             assert content["labels"]["pipeline"] == "data"
+
+
+async def test_hooks_see_the_labels_of_a_denied_message_where_no_results_are_kept(
+    new_process: NewProcess, worker: Process, recorders: tuple[Recorder, Recorder]
+) -> None:
+    worker.broker.with_result_backend(Discards())
+    api = new_process(pipeline_acls={"data": {"execute": ["viewer"]}})
+    await worker.broker.deliver(await _planted(api, principal=VIEWER))
+    for recorder in recorders:
+        assert recorder.seen["on_error"]["labels"]["note"] == PLANTED
 
 
 async def test_hooks_see_the_labels_of_an_expired_message(
