@@ -318,3 +318,22 @@ async def test_hooks_know_in_whose_name_a_task_has_run(new_process: NewProcess, 
 
     await process.broker.deliver(await process.kick(failing))
     assert asker.answers == {"post_execute": "alice", "post_save": "alice", "on_error": "alice"}
+
+
+class Requires(TaskiqMiddleware):
+    """Cannot do without a label that all messages of the application have."""
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        assert message.labels["note"] is not None
+        return message
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+async def test_a_middleware_that_needs_a_label_keeps_no_forged_message_from_being_acked(
+    new_process: NewProcess, position: str
+) -> None:
+    requires = (Requires(),)
+    process = new_process(before=requires) if position == "before" else new_process(after=requires)
+    message = read(await process.genuine())
+    outcome = await process.broker.deliver(write(message.model_copy(update={"args": [[9]]})))
+    assert outcome.acks == 1
