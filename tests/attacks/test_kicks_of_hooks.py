@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from taskiq import TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq import Context, TaskiqDepends, TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq.kicker import AsyncKicker
 
 from taskiq_flow_security import AccessDeniedError, guard
 from tests.integration.inmemory.fixtures import NewProcess
@@ -122,3 +123,15 @@ async def test_a_denied_kick_of_what_a_task_leaves_behind_raises_in_it(process: 
     task_is_done.set()
     with pytest.raises(AccessDeniedError):
         await left_behind[0]
+
+
+async def test_a_task_that_kicks_itself_under_its_own_id_counts_against_its_rate_limit(process: Process) -> None:
+    @process.broker.task("again", pipeline="data")
+    @guard(rate_limit="1/hour")
+    async def again(context: Annotated[Context, TaskiqDepends()]) -> None:
+        process.ran.append(("again", None))
+        kicker: AsyncKicker[..., object] = AsyncKicker("again", process.broker, {"pipeline": "data"})
+        await kicker.with_task_id(context.message.task_id).kiq()
+
+    await process.broker.deliver(await process.kick(again))
+    assert process.broker.sent == []
