@@ -17,6 +17,9 @@ from taskiq_flow_security.credentials import (
     bearer_keys_from_jwks,
 )
 from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.runs.events import RunEvents
+from taskiq_flow_security.runs.memory import MemoryRunEvents, MemoryRunStore
+from taskiq_flow_security.runs.records import RunStore
 from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
 
 _logger = logging.getLogger(__name__)
@@ -106,3 +109,13 @@ def keyring(config: TaskiqFlowConfig) -> Keyring:
             "in every process), or give signing_keys for both, or set security_enabled to false."
         )
     return keys
+
+
+def run_store(config: TaskiqFlowConfig) -> RunStore:
+    """Where runs are kept."""
+    return MemoryRunStore()
+
+
+def run_events(config: TaskiqFlowConfig) -> RunEvents:
+    """What carries the events of runs."""
+    return MemoryRunEvents()
