@@ -56,8 +56,7 @@ class FlowSecurity:
             config.clock_leeway,
         )
         self.messages = MessageSigner(keyring, config.clock_leeway)
-        self.runs = from_config.run_store(config)
-        self.run_events = from_config.run_events(config)
+        self.runs, self.run_events = from_config.runs(config, keyring, clock)
         if not self.enabled:
             _logger.warning("security_enabled is False: every task runs, whoever asks for it.")
             return

@@ -9,7 +9,7 @@ from taskiq.message import BrokerMessage, TaskiqMessage
 
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker import signed_json, wire
+from taskiq_flow_security.broker import run_events, signed_json, wire
 from taskiq_flow_security.broker.access_requests import (
     Task,
     access_denied,
@@ -120,6 +120,7 @@ class Sender:
                 signature=signature,
                 pipeline=labels.get(PIPELINE_LABEL),
             )
+        run_events.enqueued(security, message, labels.get(PIPELINE_LABEL), token)
         if not as_signed:
             return inner.dumps(TaskiqMessage.model_construct(**data))
         return BrokerMessage(
