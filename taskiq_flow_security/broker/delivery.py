@@ -46,8 +46,6 @@ class Delivery:
     """Why it could not be verified, if so."""
     admitted: Principal | None = None
     """In whose name it may run, once that is decided."""
-    pipeline: object = None
-    """The pipeline that its task belongs to, by registration or by a signed label, once it is decided about."""
     refusal: RefusalSignal | None = None
     executed: bool = False
     """Whether its function has run, so that what is kicked now is kicked by middlewares."""

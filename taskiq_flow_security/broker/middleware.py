@@ -69,7 +69,7 @@ class SecurityMiddleware(TaskiqMiddleware):
     async def shutdown(self) -> None:
         """Leave nothing unwritten and nothing unsent."""
         self.security.audit.flush()
-        await self.security.run_events.flush()
+        await run_events.flush(self.security)
 
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide in the caller. Raises a `FlowSecurityError` if it may not kick this."""
@@ -97,7 +97,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         delivery = deliveries.current.get()
         if delivery is not None:
             delivery.executed = True
-            run_events.failed(self.security, delivery, exception)
+            run_events.failed(self.security, message, delivery, exception)
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         """Tell that the function has returned; give a refused message its result."""
@@ -105,7 +105,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         if delivery is not None:
             delivery.executed = True
             if not result.is_err:
-                run_events.completed(self.security, delivery)
+                run_events.completed(self.security, message, delivery)
             refusal.settle(delivery, result)
 
     def _install(self) -> None:

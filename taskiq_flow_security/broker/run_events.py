@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import Concatenate, ParamSpec
 
 from taskiq.exceptions import NoResultError
 from taskiq.message import TaskiqMessage
@@ -16,21 +16,23 @@ from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.runs.events import RunEvent, RunEventKind
+from taskiq_flow_security.runs.losses import Losses
 from taskiq_flow_security.security import FlowSecurity
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
-_logger = logging.getLogger(__name__)
+_losses = Losses(logging.getLogger(__name__), "run events could not be told")
 
 P = ParamSpec("P")
 
 
-def _harmless(tell: Callable[P, None]) -> Callable[P, None]:
+def _harmless(tell: Callable[Concatenate[FlowSecurity, P], None]) -> Callable[Concatenate[FlowSecurity, P], None]:
     @wraps(tell)
-    def tell_if_possible(*args: P.args, **kwargs: P.kwargs) -> None:
+    def tell_if_possible(security: FlowSecurity, /, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            tell(*args, **kwargs)
-        except Exception:
-            _logger.exception("An event of a run cannot be told.")
+            if security.run_events.watched():
+                tell(security, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 (the task matters more)
+            _losses.add(type(error).__name__)
 
     return tell_if_possible
 
@@ -38,52 +40,75 @@ def _harmless(tell: Callable[P, None]) -> Callable[P, None]:
 @_harmless
 def enqueued(security: FlowSecurity, message: TaskiqMessage, pipeline: object, token: PrincipalToken) -> None:
     """Tell that a message was signed to be sent."""
-    _tell(security, RunEventKind.ENQUEUED, pipeline, message.task_name, message.task_id, token)
+    _tell(security, RunEventKind.ENQUEUED, message, pipeline, token)
 
 
 @_harmless
 def decided(security: FlowSecurity, message: TaskiqMessage, delivery: Delivery) -> None:
-    """Tell that a task starts, or is refused. Of a message that is not authentic, nothing is told."""
-    if delivery.token is None or delivery.signature is None:
-        return
-    registered = registered_pipeline(delivery.broker.find_task(delivery.task_name))
-    delivery.pipeline = registered or wire.read_label(message, PIPELINE_LABEL)
+    """Tell that a task starts or is refused."""
     if delivery.admitted is not None:
-        _tell_of(security, RunEventKind.STARTED, delivery)
+        _tell_of(security, RunEventKind.STARTED, message, delivery)
     else:
-        _tell_of(security, RunEventKind.REFUSED, delivery, getattr(delivery.error, "reason", Reason.INTERNAL_ERROR))
+        reason = getattr(delivery.error, "reason", Reason.INTERNAL_ERROR)
+        _tell_of(security, RunEventKind.REFUSED, message, delivery, reason)
 
 
 @_harmless
-def failed(security: FlowSecurity, delivery: Delivery, exception: BaseException) -> None:
+def failed(security: FlowSecurity, message: TaskiqMessage, delivery: Delivery, exception: BaseException) -> None:
     """Tell that a task has raised something. One that was requeued has not failed."""
     if delivery.admitted is not None and not isinstance(exception, NoResultError):
-        _tell_of(security, RunEventKind.FAILED, delivery, type(exception).__name__)
+        _tell_of(security, RunEventKind.FAILED, message, delivery, type(exception).__name__)
 
 
 @_harmless
-def completed(security: FlowSecurity, delivery: Delivery) -> None:
+def completed(security: FlowSecurity, message: TaskiqMessage, delivery: Delivery) -> None:
     """Tell that a task has returned something."""
     if delivery.admitted is not None:
-        _tell_of(security, RunEventKind.COMPLETED, delivery)
+        _tell_of(security, RunEventKind.COMPLETED, message, delivery)
 
 
-def _tell_of(security: FlowSecurity, kind: RunEventKind, delivery: Delivery, reason: str | None = None) -> None:
-    if delivery.token is not None:
-        _tell(security, kind, delivery.pipeline, delivery.task_name, delivery.task_id, delivery.token, reason)
+async def flush(security: FlowSecurity) -> None:
+    """Let all that was told be sent, before the process ends."""
+    try:
+        await security.run_events.flush()
+    except Exception as error:  # noqa: BLE001 (the broker has more to shut down)
+        _losses.add(type(error).__name__)
+
+
+def _tell_of(
+    security: FlowSecurity,
+    kind: RunEventKind,
+    message: TaskiqMessage,
+    delivery: Delivery,
+    reason: str | None = None,
+) -> None:
+    """Tell of a message that was received; nothing if it is not authentic, for what it says is somebody's invention."""
+    if delivery.token is None or delivery.signature is None:
+        return
+    task = delivery.broker.find_task(message.task_name)
+    pipeline = registered_pipeline(task) or wire.read_label(message, PIPELINE_LABEL)
+    _tell(security, kind, message, pipeline, delivery.token, reason)
 
 
 def _tell(
     security: FlowSecurity,
     kind: RunEventKind,
+    message: TaskiqMessage,
     pipeline: object,
-    task: str,
-    task_id: str,
     token: PrincipalToken,
     reason: str | None = None,
 ) -> None:
-    if not isinstance(pipeline, str) or not security.run_events.wants(pipeline):
+    if not isinstance(pipeline, str):
         return
     security.run_events.publish(
-        RunEvent(pipeline, token.txn, kind, security.clock(), task, task_id, reason, token.principal.subject)
+        RunEvent(
+            pipeline_id=pipeline,
+            run_id=token.txn,
+            kind=kind,
+            time=security.clock(),
+            task=message.task_name,
+            task_id=message.task_id,
+            reason=reason,
+            subject=token.principal.subject,
+        )
     )

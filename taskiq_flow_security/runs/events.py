@@ -38,8 +38,8 @@ class RunEvent(NamedTuple):
 class RunEvents(Protocol):
     """Carries events from where they happen to who wants to see them. Nothing is kept for later."""
 
-    def wants(self, pipeline_id: str) -> bool:
-        """Whether events of this pipeline go anywhere; if not, none needs to be made."""
+    def watched(self) -> bool:
+        """Whether anybody may have subscribed to anything; if not, no event needs to be made."""
 
     def publish(self, event: RunEvent) -> None:
         """Tell everybody who has subscribed. From any thread; never blocks and never raises.

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 INTERVAL = 60.0
 """Seconds between two lines about the same loss."""
@@ -14,16 +15,17 @@ INTERVAL = 60.0
 class Losses:
     """Counts losses, and logs the first one at once, then their number once in a while."""
 
-    def __init__(self, logger: logging.Logger, what: str) -> None:
+    def __init__(self, logger: logging.Logger, what: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._logger = logger
         self._what = what
+        self._clock = clock
         self._counts: Counter[str] = Counter()
         self._logged: dict[str, float] = {}
         self._counting = threading.Lock()
 
     def add(self, why: str, number: int = 1) -> None:
         """Count some. `why` is one of a few fixed texts, never something that came from outside."""
-        now = time.monotonic()
+        now = self._clock()
         with self._counting:
             self._counts[why] += number
             if now - self._logged.get(why, -INTERVAL) < INTERVAL:

@@ -59,9 +59,9 @@ class MemoryRunEvents:
         self._changing = threading.Lock()
         self._losses = Losses(_logger, "run events were dropped")
 
-    def wants(self, pipeline_id: str) -> bool:
+    def watched(self) -> bool:
         """Whether anybody has subscribed."""
-        return pipeline_id in self._subscriptions
+        return bool(self._subscriptions)
 
     def publish(self, event: RunEvent) -> None:
         """Tell everybody who has subscribed."""

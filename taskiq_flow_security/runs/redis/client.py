@@ -21,20 +21,22 @@ UNAVAILABLE = (RedisError, OSError, asyncio.TimeoutError)
 
 
 def new_client(url: str, *, retries: int = 0) -> Redis:
-    """A client, not connected yet. Raises `ConfigurationError` for a URL that redis-py cannot read.
+    """A client, not connected yet. Raises `ConfigurationError` for a URL that redis-py cannot use.
 
     The answer to a command is awaited for `TIMEOUT` seconds.
     """
     try:
-        return Redis.from_url(
+        client = Redis.from_url(
             url,
             socket_timeout=TIMEOUT,
             socket_connect_timeout=TIMEOUT,
             retry=Retry(NoBackoff(), retries),
             decode_responses=False,
         )
+        client.connection_pool.make_connection()  # only now, unknown parameters are found
+        return client
     except (ValueError, TypeError):
-        problem = "shared_store: is not a URL that redis-py can read; write it like redis://host:6379/0"
+        problem = "shared_store: is not a URL that redis-py can use; write it like redis://host:6379/0"
     raise ConfigurationError(problem)  # out here, so that it does not carry the URL with its password along
 
 

@@ -57,8 +57,8 @@ class RedisRunEvents:
 
         self._ends = PerProcess(connect)
 
-    def wants(self, pipeline_id: str) -> bool:
-        """Somebody in another process may have subscribed."""
+    def watched(self) -> bool:
+        """Always: somebody in another process may have subscribed."""
         return True
 
     def publish(self, event: RunEvent) -> None:

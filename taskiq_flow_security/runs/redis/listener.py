@@ -113,13 +113,15 @@ class Listener:
 
     async def _follow(self, pubsub: PubSub) -> None:
         """Subscribe to what is wanted, until nothing is."""
-        subscribed: set[str] = set()
-        while wanted := set(self._channels):
+        subscribed: dict[str, _Channel] = {}
+        while wanted := dict(self._channels):
             self._changed.clear()
-            if wanted - subscribed:
-                await pubsub.subscribe(*wanted - subscribed)
-            if subscribed - wanted:
-                await pubsub.unsubscribe(*subscribed - wanted)
+            # Also what was given up and is wanted again meanwhile, so that it is confirmed again.
+            added = [name for name, channel in wanted.items() if subscribed.get(name) is not channel]
+            if added:
+                await pubsub.subscribe(*added)
+            if removed := subscribed.keys() - wanted.keys():
+                await pubsub.unsubscribe(*removed)
             subscribed = wanted
             await self._changed.wait()
 

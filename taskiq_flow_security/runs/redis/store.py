@@ -71,8 +71,9 @@ class RedisRunStore:
         if limit <= 0:
             return []
         texts = await self._do(self._read_list(self._names.recent(pipeline_id)))
-        runs = {run.run_id: run for run in self._believe(texts, pipeline_id)}
-        return sorted(runs.values(), key=lambda run: run.started_at, reverse=True)[:limit]
+        runs = sorted(self._believe(texts, pipeline_id), key=lambda run: run.started_at)
+        latest = {run.run_id: run for run in runs}  # one may have been put there again
+        return list(latest.values())[: -limit - 1 : -1]
 
     async def _write(self, run: Run, text: str) -> None:
         recent, ttl = self._names.recent(run.pipeline_id), int(self._ttl)
