@@ -33,7 +33,8 @@ def new_client(url: str, *, retries: int = 0) -> Redis:
             retry=Retry(NoBackoff(), retries),
             decode_responses=False,
         )
-        client.connection_pool.make_connection()  # only now, unknown parameters are found
+        # Only now does redis-py look at all parameters; the method has no types.
+        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         return client
     except (ValueError, TypeError):
         problem = "shared_store: is not a URL that redis-py can use; write it like redis://host:6379/0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -96,10 +97,10 @@ class Listener:
     async def _listen(self) -> None:
         pause = _FIRST_PAUSE
         while self._channels:
+            connected_at = time.monotonic()
             try:
                 async with self._client.pubsub() as pubsub:
                     await pubsub.connect()
-                    pause = _FIRST_PAUSE
                     await _until_one_ends(self._follow(pubsub), self._receive(pubsub))
                     continue
             except UNAVAILABLE as error:
@@ -108,8 +109,9 @@ class Listener:
                 _logger.exception("Run events cannot be received because of an unexpected error; trying again.")
             for channel in self._channels.values():
                 channel.confirmed.clear()
+            lasted = time.monotonic() - connected_at > _LAST_PAUSE
+            pause = _FIRST_PAUSE if lasted else min(pause * 2, _LAST_PAUSE)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _LAST_PAUSE)
 
     async def _follow(self, pubsub: PubSub) -> None:
         """Subscribe to what is wanted, until nothing is."""

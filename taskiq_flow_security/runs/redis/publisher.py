@@ -22,7 +22,7 @@ from taskiq_flow_security.runs.signatures import RunSignatures
 _logger = logging.getLogger(__name__)
 
 _GATHER_SECONDS = 0.01
-"""How long the first event of a round trip waits for others."""
+"""From one round trip to the next, so that events of a busy process are sent together."""
 _AT_ONCE = 500
 """Events in one round trip."""
 _PORTION_BYTES = 4000
@@ -95,10 +95,10 @@ class Publisher:
     async def _send_all(self) -> None:
         try:
             while True:
-                await asyncio.sleep(_GATHER_SECONDS)
                 events = [self._waiting.popleft() for _ in range(min(len(self._waiting), _AT_ONCE))]
                 if events:
                     await self._send(list(self._batches(events)))
+                    await asyncio.sleep(_GATHER_SECONDS)
                     continue
                 self._awake = False  # from here on, `put` wakes; what it has put before that is seen now
                 if not self._waiting:

@@ -52,6 +52,12 @@ class Proxy:
         """Keep all connections, and forward nothing more."""
         self._flows.clear()
 
+    def strand(self) -> None:
+        """Forward nothing more on these connections, and leave them open; new ones are forwarded."""
+        self._flows.clear()
+        self._flows = asyncio.Event()
+        self._flows.set()
+
     def drop_answers(self) -> None:
         """Forward only what is said to Redis."""
         self._answers = False
@@ -65,11 +71,13 @@ class Proxy:
         connection = asyncio.current_task()
         assert connection is not None
         self._connections.add(connection)
+        flows = self._flows
         try:
             there_reader, there_writer = await asyncio.open_connection(*self._target)
             try:
                 await asyncio.gather(
-                    self._forward(reader, there_writer), self._forward(there_reader, writer, answers=True)
+                    self._forward(reader, there_writer, flows),
+                    self._forward(there_reader, writer, flows, answers=True),
                 )
             finally:
                 there_writer.transport.abort()
@@ -80,10 +88,10 @@ class Proxy:
             writer.transport.abort()
 
     async def _forward(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, answers: bool = False
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, flows: asyncio.Event, *, answers: bool = False
     ) -> None:
         while data := await source.read(65536):
-            await self._flows.wait()
+            await flows.wait()
             if answers and not self._answers:
                 continue
             target.write(data)

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from taskiq_flow_security import ConfigurationError, FlowSecurity, TaskiqFlowConfig
 from taskiq_flow_security.runs.events import RunEvents
+from taskiq_flow_security.runs.redis import listener
 from tests.integration.inmemory.harness import SECRET
 from tests.integration.runs.processes import Deployment, kill_clients, take
 from tests.integration.runs.proxy import Proxy
@@ -106,6 +107,19 @@ async def test_a_subscription_goes_on_after_its_connection_was_killed(deployment
         there.run_events.publish(event(1000))
         while (await take(subscription, 1)) != [event(1000)]:
             pass
+
+
+async def test_a_connection_that_has_fallen_silent_is_given_up(
+    deployment: Deployment, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_PING_SECONDS", 0.2)
+    there, here = deployment.process(), deployment.process(proxy.url)
+    async with here.run_events.subscribe("data") as subscription:
+        await asyncio.sleep(0.5)  # silence alone is no reason: Redis answers
+        there.run_events.publish(event(0))
+        assert await take(subscription, 1) == [event(0)]
+        proxy.strand()
+        await resumed(there.run_events, here.run_events)
 
 
 async def test_what_was_published_while_redis_was_away_is_sent_when_it_is_back(
