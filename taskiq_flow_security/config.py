@@ -34,6 +34,9 @@ MIN_HS256_SECRET_BYTES = 32
 UNIX_SOCKET = "unix"
 """Stands for whoever connects through a Unix domain socket."""
 
+IN_MEMORY = "memory://"
+"""As `shared_store`: in the memory of each process."""
+
 HASHED_API_KEY = re.compile(r"sha256:[0-9a-f]{64}")
 
 Algorithm = Literal["HS256", "EdDSA", "ES256", "RS256"]
@@ -246,7 +249,7 @@ class TaskiqFlowConfig(BaseSettings):
     """Append audit events to this file as JSON lines, beside the logger ``taskiq_flow.audit``."""
 
     # What processes share
-    shared_store: SecretStr = SecretStr("memory://")
+    shared_store: SecretStr = SecretStr(IN_MEMORY)
     """Where runs and their events are kept; ``redis://...`` (extra ``redis``) shares them between processes."""
 
     def __init__(self, **values: Any) -> None:
@@ -292,7 +295,7 @@ class TaskiqFlowConfig(BaseSettings):
     @field_validator("shared_store")
     @classmethod
     def _check_shared_store(cls, url: SecretStr) -> SecretStr:
-        if url.get_secret_value() != "memory://" and not re.match(r"(rediss?|unix)://", url.get_secret_value()):
+        if url.get_secret_value() != IN_MEMORY and not re.match(r"(rediss?|unix)://", url.get_secret_value()):
             raise ValueError('must be "memory://" or the URL of a Redis server, such as "redis://host:6379/0"')
         return url
 

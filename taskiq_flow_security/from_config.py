@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from pydantic import SecretStr
 
 from taskiq_flow_security.audit import AuditFile, AuditLogger
-from taskiq_flow_security.config import TaskiqFlowConfig, timestamp
+from taskiq_flow_security.config import IN_MEMORY, TaskiqFlowConfig, timestamp
 from taskiq_flow_security.credentials import (
     ApiKey,
     ApiKeys,
@@ -17,6 +18,10 @@ from taskiq_flow_security.credentials import (
     bearer_keys_from_jwks,
 )
 from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.runs.events import RunEvents
+from taskiq_flow_security.runs.memory import MemoryRunEvents, MemoryRunStore
+from taskiq_flow_security.runs.records import RunStore
+from taskiq_flow_security.runs.signatures import RunSignatures
 from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
 
 _logger = logging.getLogger(__name__)
@@ -107,3 +112,22 @@ def keyring(config: TaskiqFlowConfig) -> Keyring:
             "in every process), or give signing_keys for both, or set security_enabled to false."
         )
     return keys
+
+
+def runs(config: TaskiqFlowConfig, keyring: Keyring, clock: Callable[[], float]) -> tuple[RunStore, RunEvents]:
+    """Where runs are kept, and what carries their events. Raises `ConfigurationError` if that cannot be used.
+
+    Without security they stay in memory: there may be no keys, and nothing that comes from a store could be believed.
+    """
+    url = config.shared_store.get_secret_value()
+    if url == IN_MEMORY or not config.security_enabled:
+        return MemoryRunStore(), MemoryRunEvents()
+    try:
+        from taskiq_flow_security.runs.redis import Names, RedisRunEvents, RedisRunStore
+    except ImportError as error:
+        raise ConfigurationError(
+            'shared_store: needs the package redis; install the extra: pip install "taskiq-flow-security[redis]"'
+        ) from error
+    names = Names(config.principal_audience)
+    signatures = RunSignatures(keyring, config.principal_audience, config.clock_leeway)
+    return RedisRunStore(url, names, signatures, clock), RedisRunEvents(url, names, signatures, clock)

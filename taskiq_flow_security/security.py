@@ -71,6 +71,7 @@ class FlowSecurity:
             enabled=self.enabled,
             monitoring=self.monitoring,
         )
+        self.runs, self.run_events = from_config.runs(config, keyring, clock)
         if not self.enabled:
             _logger.warning("security_enabled is False: every task runs, whoever asks for it.")
             return

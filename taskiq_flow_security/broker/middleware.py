@@ -14,7 +14,7 @@ from taskiq.result import TaskiqResult
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker import refusal
+from taskiq_flow_security.broker import refusal, run_events
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.formatter import SigningFormatter
 from taskiq_flow_security.broker.refusal import DependencyOverrides
@@ -69,9 +69,10 @@ class SecurityMiddleware(TaskiqMiddleware):
             )
         )
 
-    def shutdown(self) -> None:
-        """Leave nothing unwritten."""
+    async def shutdown(self) -> None:
+        """Leave nothing unwritten and nothing unsent."""
         self.security.audit.flush()
+        await run_events.flush(self.security)
 
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide in the caller. Raises a `FlowSecurityError` if it may not kick this."""
@@ -86,6 +87,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._install()
         if self.security.enabled:
             delivery = self._verifier.admit(message)
+            run_events.decided(self.security, message, delivery)
             if delivery.admitted is None:
                 await self._verifier.refuse(message, delivery)
         else:
@@ -94,16 +96,19 @@ class SecurityMiddleware(TaskiqMiddleware):
         return message
 
     def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
-        """Note that the function has run."""
+        """Note that the function has run, and tell that it has failed."""
         delivery = deliveries.current.get()
         if delivery is not None:
             delivery.executed = True
+            run_events.failed(self.security, message, delivery, exception)
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
-        """Give a refused message its result."""
+        """Tell that the function has returned; give a refused message its result."""
         delivery = deliveries.current.get()
         if delivery is not None:
             delivery.executed = True
+            if not result.is_err:
+                run_events.completed(self.security, message, delivery)
             refusal.settle(delivery, result)
 
     def _install(self) -> None:

@@ -12,7 +12,7 @@ from taskiq.message import BrokerMessage, TaskiqMessage
 
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker import refusal, signed_json, wire
+from taskiq_flow_security.broker import refusal, run_events, signed_json, wire
 from taskiq_flow_security.broker.access_requests import (
     access_denied,
     access_request,
@@ -148,6 +148,7 @@ class Sender:
                 signature=signature,
                 pipeline=labels.get(PIPELINE_LABEL),
             )
+        run_events.enqueued(security, message, labels.get(PIPELINE_LABEL), token)
         if not as_signed:
             return inner.dumps(TaskiqMessage.model_construct(**data))
         return BrokerMessage(

@@ -22,9 +22,9 @@ RESULT_SECONDS = 30
 class Client:
     """A secured broker object for a queue, and beside it a bare one, such as whoever can write to the queue may use."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, **settings: Any) -> None:
         self.transport = transport
-        self.security = FlowSecurity(caller_config())
+        self.security = FlowSecurity(caller_config(**settings))
         self._secured = transport.broker().with_middlewares(SecurityMiddleware(self.security))
         self._secured.with_result_backend(self.security.protect_results(self._secured.result_backend))
         self._bare = transport.broker()

@@ -23,7 +23,7 @@ NewTransport = Callable[..., Transport]
 """Makes a new queue: of this kind, then as the fields of `Transport` say."""
 
 StartWorker = Callable[..., Worker]
-"""Starts a worker: its transport, then options of the command."""
+"""Starts a worker: its transport, then options of the command; as keywords, variables beside `worker_variables`."""
 
 _running: list[Worker] = []
 
@@ -88,9 +88,9 @@ def _transports() -> Iterator[NewTransport]:
 def _workers(logs: Path) -> Iterator[StartWorker]:
     started: list[Worker] = []
 
-    def start_worker(transport: Transport, *options: str) -> Worker:
+    def start_worker(transport: Transport, *options: str, **variables: str) -> Worker:
         log = logs / f"worker-{len(started)}.log"
-        worker = Worker(transport, worker_variables(), log, *options)
+        worker = Worker(transport, worker_variables() | variables, log, *options)
         started.append(worker)
         _running.append(worker)
         return worker

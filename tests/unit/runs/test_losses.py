@@ -1,0 +1,27 @@
+"""A loss is logged at once, and then counted."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from taskiq_flow_security.runs.losses import INTERVAL, Losses
+from tests.integration.inmemory.harness import Clock
+
+
+def test_a_thousand_losses_are_two_lines(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock(0.0)
+    lost = Losses(logging.getLogger("test"), "things were lost", clock)
+    for _ in range(1000):
+        lost.add("so it goes")
+    clock.now += INTERVAL
+    lost.add("so it goes", 2)
+    assert caplog.messages == ["1 things were lost: so it goes.", "1001 things were lost: so it goes."]
+
+
+def test_each_cause_is_counted_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+    lost = Losses(logging.getLogger("test"), "things were lost")
+    lost.add("one")
+    lost.add("other")
+    assert len(caplog.messages) == 2
