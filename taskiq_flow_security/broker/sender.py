@@ -53,10 +53,10 @@ class Kick:
 class Sender:
     """Decides about kicks and signs messages for one broker."""
 
-    def __init__(self, security: FlowSecurity, broker: AsyncBroker) -> None:
+    def __init__(self, security: FlowSecurity, broker: AsyncBroker, fidelity: Fidelity) -> None:
         self._security = security
         self._broker = broker
-        self._fidelity = Fidelity(broker)
+        self._fidelity = fidelity
 
     async def authorize(self, message: TaskiqMessage) -> None:
         """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""

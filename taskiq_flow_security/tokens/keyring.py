@@ -111,9 +111,9 @@ class Keyring:
         kid = f"derived-{_derive(secret, 'kid')[:6].hex()}"
         return cls.from_specs([KeySpec(kid=kid, alg="HS256", uses=frozenset(Use), secret=secret)])
 
-    def has(self, use: Use) -> bool:
-        """Whether any key is there to verify this use with."""
-        return any(key.use is use for key in self._keys)
+    def has(self, use: Use, now: float, leeway: float) -> bool:
+        """Whether any key can be used to verify this use with."""
+        return any(key.use is use and key.usable(now, leeway) for key in self._keys)
 
     def signer(self, use: Use, now: float, until: float | None = None) -> Key:
         """The key to sign with: the first that can be used, of those that can still be used to verify `until` then, if
