@@ -6,6 +6,7 @@ import pickletools
 
 from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.formatter import TaskiqFormatter
+from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.broker.wire import to_wire
@@ -25,7 +26,8 @@ class Fidelity:
 
     def __init__(self, broker: AsyncBroker) -> None:
         self._broker = broker
-        self._tested: tuple[object, object] | None = None
+        self._formatter: TaskiqFormatter | None = None
+        self._serializer: TaskiqSerializer | None = None
         self._holds = False
         self._pickles = False
 
@@ -40,12 +42,11 @@ class Fidelity:
         return self._pickles
 
     def _test(self, formatter: TaskiqFormatter) -> None:
-        combination = (formatter, self._broker.serializer)
-        if self._tested is not None and self._tested[0] is formatter and self._tested[1] is combination[1]:
+        if formatter is self._formatter and self._broker.serializer is self._serializer:
             return
         self._pickles = _is_pickle(formatter)
         self._holds = not self._pickles and _changes_nothing(formatter)
-        self._tested = combination
+        self._formatter, self._serializer = formatter, self._broker.serializer
 
 
 def _probe() -> TaskiqMessage:

@@ -89,7 +89,8 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._install()
         if self.security.enabled:
             delivery = self._verifier.admit(message)
-            run_events.decided(self.security, message, delivery)
+            if self.security.run_events.watched():
+                run_events.decided(self.security, message, delivery)
             if delivery.admitted is None:
                 await self._verifier.refuse(message, delivery)
         else:
@@ -102,14 +103,15 @@ class SecurityMiddleware(TaskiqMiddleware):
         delivery = deliveries.current.get()
         if delivery is not None:
             delivery.executed = True
-            run_events.failed(self.security, message, delivery, exception)
+            if self.security.run_events.watched():
+                run_events.failed(self.security, message, delivery, exception)
 
     async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         """Tell that the function has returned; give a refused message its result."""
         delivery = deliveries.current.get()
         if delivery is not None:
             delivery.executed = True
-            if not result.is_err:
+            if not result.is_err and self.security.run_events.watched():
                 run_events.completed(self.security, message, delivery)
             await refusal.settle(delivery, result)
 

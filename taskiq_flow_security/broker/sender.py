@@ -148,7 +148,8 @@ class Sender:
                 signature=signature,
                 pipeline=labels.get(PIPELINE_LABEL),
             )
-        run_events.enqueued(security, message, labels.get(PIPELINE_LABEL), token)
+        if signature.denied is None and security.run_events.watched():
+            run_events.enqueued(security, message, labels.get(PIPELINE_LABEL), token)
         if not as_signed:
             return inner.dumps(TaskiqMessage.model_construct(**data))
         return BrokerMessage(

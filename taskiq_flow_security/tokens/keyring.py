@@ -119,12 +119,14 @@ class Keyring:
         """The key to sign with: the first that can be used, of those that can still be used to verify `until` then, if
         there is one. Raises `AuthenticationError` where this process has none.
         """
-        usable = [key for key in self._signers[use] if key.usable(now)]
-        for key in usable:
-            if until is None or key.not_after is None or key.not_after >= until:
-                return key
-        if usable:
-            return usable[0]
+        first = None
+        for key in self._signers[use]:
+            if key.usable(now):
+                if until is None or key.not_after is None or key.not_after >= until:
+                    return key
+                first = first or key
+        if first is not None:
+            return first
         raise AuthenticationError(
             Reason.CANNOT_ISSUE,
             f'This process holds no usable key for "{use}"; add one with its secret or private key to signing_keys.',
