@@ -93,7 +93,7 @@ class Sender:
         kick.decision = decision = security.decide(actor.principal, request)
         if not decision.allowed:
             raise access_denied(actor.principal, request, decision)
-        if len(self._actors(actor, message)) > security.config.max_delegation_depth:
+        if actor.actors and len(self._actors(actor, message)) > security.config.max_delegation_depth:
             raise AccessDeniedError(
                 Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another; see max_delegation_depth."
             )
@@ -162,7 +162,7 @@ class Sender:
     def _delegation(self, actor: Acting, token: PrincipalToken, message: TaskiqMessage) -> Delegation:
         """On what terms the actor passes the principal on that the token proves."""
         actors, scope = self._actors(actor, message), actor.principal.scope
-        if scope == token.principal.scope:
+        if scope is token.principal.scope or scope == token.principal.scope:
             return Delegation(actors) if actors else NOT_DELEGATED
         return Delegation(actors, scope)
 
