@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         FlowSecurityError,
         RateLimitExceededError,
+        ResultVerificationError,
         UnsignableMessageError,
     )
     from taskiq_flow_security.security import FlowSecurity
@@ -40,6 +41,7 @@ _HOMES = {
     "Permission": "core.principal",
     "Principal": "core.principal",
     "RateLimitExceededError": "errors",
+    "ResultVerificationError": "errors",
     "SecurityMiddleware": "broker.middleware",
     "TaskiqFlowConfig": "config",
     "UnsignableMessageError": "errors",
@@ -59,6 +61,7 @@ __all__ = [
     "Permission",
     "Principal",
     "RateLimitExceededError",
+    "ResultVerificationError",
     "SecurityMiddleware",
     "TaskiqFlowConfig",
     "UnsignableMessageError",

@@ -115,6 +115,16 @@ class ApiKeyConfig(_Strict):
     """The subject of its principals; ``api-key:<id>`` by default."""
 
 
+class ServiceConfig(_Strict):
+    """What a service may do that acts in its own name."""
+
+    roles: Names = []
+    pipelines: Names = []
+    """The whitelist of pipelines; empty or containing ``"*"`` means all."""
+    permissions: Annotated[list[Permission] | None, BeforeValidator(_as_list)] = None
+    """``None`` leaves it to the ACLs what its roles may do."""
+
+
 class SigningKeyConfig(_Strict):
     """A key for principals (`issue`) and messages (`send`).
 
@@ -199,6 +209,8 @@ class TaskiqFlowConfig(BaseSettings):
     """Seconds by which clocks may differ."""
 
     # Authorization
+    services: dict[Annotated[str, Field(min_length=1)], ServiceConfig] = {}
+    """By name, those that may act in their own name: `FlowSecurity.service`."""
     pipeline_acls: dict[str, AclConfig] = {}
     task_acls: dict[str, AclConfig] = {}
 

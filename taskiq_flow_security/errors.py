@@ -20,8 +20,8 @@ class UnsignableMessageError(FlowSecurityError):
     """A message holds a value that cannot be signed faithfully; nothing was sent."""
 
 
-class _RefusedError(FlowSecurityError):
-    """A refusal with a stable, machine-readable reason."""
+class RefusedError(FlowSecurityError):
+    """A refusal with a stable, machine-readable reason; raised as one of the two kinds below."""
 
     _default = "Refused."
 
@@ -37,28 +37,42 @@ class _RefusedError(FlowSecurityError):
         return f"{self.args[1]} (reason: {self.reason})"
 
 
-class AuthenticationError(_RefusedError):
+class AuthenticationError(RefusedError):
     """Nobody, or nobody who can prove it, is asking."""
 
     _default = "The caller could not be authenticated."
 
 
-class AccessDeniedError(_RefusedError):
+class AccessDeniedError(RefusedError):
     """The caller is known but may not do this."""
 
     _default = "The caller may not do this."
 
 
+class ResultVerificationError(RefusedError):
+    """A stored result or progress is not what a worker stored for this task; nothing of it was decoded."""
+
+    _default = "The result could not be verified."
+
+
 class RateLimitExceededError(FlowSecurityError):
     """The caller has used up a rate limit; try again after `retry_after` seconds."""
 
-    def __init__(self, retry_after: float, message: str = "The rate limit is exceeded.") -> None:
-        super().__init__(float(retry_after), message)
+    def __init__(
+        self, retry_after: float, message: str = "The rate limit is exceeded.", limit: str | None = None
+    ) -> None:
+        super().__init__(float(retry_after), message, limit)
 
     @property
     def retry_after(self) -> float:
         """Seconds until the next request can succeed."""
         return float(self.args[0])
+
+    @property
+    def limit(self) -> str | None:
+        """The limit that is used up, in the notation of the `limits` package."""
+        limit: str | None = self.args[2]
+        return limit
 
     @property
     def reason(self) -> str:

@@ -39,6 +39,7 @@ def api_keys(config: TaskiqFlowConfig) -> ApiKeys:
             permissions=entry.permissions,
             pipelines=entry.pipelines,
             expires_at=timestamp(entry.expires_at),
+            rate_limits=entry.rate_limits,
         )
         for key, entry in config.api_keys.items()
     ]
@@ -104,7 +105,7 @@ def keyring(config: TaskiqFlowConfig) -> Keyring:
         keys = Keyring.derived(config.jwt_secret.get_secret_value())
     else:
         keys = Keyring([])
-    missing = [use for use in Use if not keys.has(use)]
+    missing = [use for use in (Use.ISSUE, Use.SEND) if not keys.has(use)]
     if config.security_enabled and missing:
         raise ConfigurationError(
             f"signing_keys: there is no key for {' and '.join(missing)}; set jwt_secret (at least 32 bytes, the same "

@@ -57,7 +57,7 @@ class RateLimits:
                 raise BackendUnavailableError(
                     f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
                 ) from None
-            raise RateLimitExceededError(retry_after, f"The limit is {item}.")
+            raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item))
 
     async def _retry_after(self, item: RateLimitItem, *identifiers: str) -> float:
         window = await self._limiter.get_window_stats(item, *identifiers)

@@ -7,6 +7,9 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+from taskiq.abc.result_backend import AsyncResultBackend
 
 from taskiq_flow_security import acting, from_config
 from taskiq_flow_security.acting import Acting
@@ -14,14 +17,18 @@ from taskiq_flow_security.audit import AuditLogger
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision, Policy, decide
-from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.principal import SERVICE_PREFIX, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
-from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
 from taskiq_flow_security.rate_limits import RateLimits
+from taskiq_flow_security.results import ProtectedResults, ResultSeal
 from taskiq_flow_security.tokens.message_signature import MessageSigner
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken, PrincipalTokens
+from taskiq_flow_security.tokens.result_signature import ResultSigner
 
 _logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 
 class FlowSecurity:
@@ -42,10 +49,10 @@ class FlowSecurity:
         self.audit = audit or from_config.audit(config)
         self.clock = clock
         self.policy = Policy.from_roles(config.pipeline_acls, config.task_acls)
-        self._rate_limits: RateLimits | None = None
+        self.rate_limits: RateLimits | None = None
         if config.security_enabled and config.rate_limit_enabled:
-            self._rate_limits = RateLimits(config.rate_limit_storage.get_secret_value())
-        self._api_keys = from_config.api_keys(config)
+            self.rate_limits = RateLimits(config.rate_limit_storage.get_secret_value())
+        self.api_keys = from_config.api_keys(config)
         self._lists_api_keys = "api_keys" in config.model_fields_set  # also if the last one has been removed
         self._bearer_tokens = from_config.bearer_tokens(config)
         keyring = from_config.keyring(config)
@@ -57,6 +64,13 @@ class FlowSecurity:
         )
         self.messages = MessageSigner(keyring, config.clock_leeway)
         self.runs, self.run_events = from_config.runs(config, keyring, clock)
+        self.results = ResultSeal(
+            ResultSigner(keyring, config.principal_audience, config.clock_leeway),
+            self.audit,
+            clock,
+            enabled=self.enabled,
+            monitoring=self.monitoring,
+        )
         if not self.enabled:
             _logger.warning("security_enabled is False: every task runs, whoever asks for it.")
             return
@@ -84,14 +98,13 @@ class FlowSecurity:
         Raises `AuthenticationError` for anything else than exactly one credential that is valid now.
         """
         txn = new_id()
-        now = self.clock()
         try:
-            principal = self._authenticate(api_key, bearer, txn, now)
+            principal = self.identify(api_key=api_key, bearer=bearer, txn=txn)
         except AuthenticationError as error:
             self.audit.record(
                 AuditEvent(
                     event=EventName.AUTHN_LOGIN_FAIL,
-                    time=now,
+                    time=self.clock(),
                     outcome=Outcome.DENY,
                     reason=error.reason,
                     txn=txn,
@@ -99,20 +112,49 @@ class FlowSecurity:
                 )
             )
             raise
-        self.audit.record(
-            AuditEvent(
-                event=EventName.AUTHN_LOGIN_SUCCESS,
-                time=now,
-                outcome=Outcome.ALLOW,
-                reason="api_key" if principal.api_key_id else "bearer",
-                sub=principal.subject,
-                roles=principal.roles,
-                txn=txn,
-                key_id=principal.api_key_id,
-                ip=ip,
-            )
-        )
+        self.record_login(principal, ip)
         return principal
+
+    def identify(self, *, api_key: str | None = None, bearer: str | None = None, txn: str) -> Principal:
+        """As `authenticate`, but records nothing: that is left to the caller."""
+        if api_key is not None and bearer is not None:
+            raise AuthenticationError(
+                Reason.SEVERAL_CREDENTIALS,
+                "Give one credential: an API key or a bearer token.",
+            )
+        now = self.clock()
+        if api_key is not None:
+            return self.api_keys.authenticate(api_key, now).principal(txn)
+        if bearer is not None:
+            return self._bearer_tokens.authenticate(bearer, txn, now)
+        raise AuthenticationError(Reason.NO_CREDENTIALS, "Give an API key or a bearer token.")
+
+    def record_login(self, principal: Principal, ip: str | None = None) -> None:
+        """Record that somebody has proved to be this principal."""
+        if self.audit.records(Outcome.ALLOW):
+            self.audit.record(
+                AuditEvent(
+                    event=EventName.AUTHN_LOGIN_SUCCESS,
+                    time=self.clock(),
+                    outcome=Outcome.ALLOW,
+                    reason="api_key" if principal.api_key_id else "bearer",
+                    sub=principal.subject,
+                    roles=principal.roles,
+                    txn=principal.txn,
+                    key_id=principal.api_key_id,
+                    ip=ip,
+                )
+            )
+
+    def service(self, name: str) -> Principal:
+        """The principal of a service, for work that nobody has asked for: ``acting_as(security.service("nightly"))``.
+
+        Its rights are in the setting `services`. Raises `ConfigurationError` if there is none of this name.
+        """
+        service = self.config.services.get(name)
+        if service is None:
+            raise ConfigurationError(f"services: there is no service {name!r}; name it there, with its roles.")
+        return Principal(f"{SERVICE_PREFIX}{name}", service.roles, service.permissions, service.pipelines)
 
     @contextmanager
     def acting_as(self, principal: Principal, *, pipeline: str | None = None) -> Iterator[Principal]:
@@ -133,6 +175,14 @@ class FlowSecurity:
         if not self.enabled:
             return {}
         return {PRINCIPAL_LABEL: self._issue(principal, self._txn(principal), self.clock()).text}
+
+    def protect_results(self, backend: AsyncResultBackend[R]) -> ProtectedResults[R]:
+        """Sign what this result backend stores, and believe nothing that it returns unsigned.
+
+        One line, on workers and on whoever waits: ``broker.with_result_backend(security.protect_results(backend))``.
+        `ProtectedResults` tells what that is worth. Raises `ConfigurationError` for a backend it cannot protect.
+        """
+        return ProtectedResults(backend, self.results)
 
     def explain(
         self,
@@ -159,21 +209,36 @@ class FlowSecurity:
         if not self.enabled:
             return Decision(True, Reason.SECURITY_DISABLED, "security_enabled")
         if principal.api_key_id is not None and self._lists_api_keys:
-            key = self._api_keys.find(principal.api_key_id)
-            if key is None:
-                return Decision(False, Reason.API_KEY_REMOVED, "api_keys")
-            if key.expired(self.clock()):
-                return Decision(False, Reason.API_KEY_EXPIRED, "api_keys.expires_at")
-            if (key.roles, key.permissions, key.pipelines) != (
-                principal.roles,
-                principal.permissions,
-                principal.pipelines,
-            ):
-                # The key's rights have changed since the principal was issued: neither set may exceed the other.
-                decision = decide(self.policy, key.principal(), request)
-                if not decision.allowed:
-                    return decision
+            decision = self._decide_by_key(principal, principal.api_key_id, request)
+            if decision is not None:
+                return decision
         return decide(self.policy, principal, request)
+
+    def login_ended(self, principal: Principal) -> Reason | None:
+        """Why the login that a principal comes from is over, if it is."""
+        now = self.clock()
+        if principal.expires_at is not None and now >= principal.expires_at:
+            return Reason.EXPIRED
+        if principal.api_key_id is None or not self._lists_api_keys:
+            return None
+        key = self.api_keys.find(principal.api_key_id)
+        if key is None:
+            return Reason.API_KEY_REMOVED
+        return Reason.API_KEY_EXPIRED if key.expired(now) else None
+
+    def _decide_by_key(self, principal: Principal, key_id: str, request: AccessRequest) -> Decision | None:
+        """What this process's own configuration of an API key has against it, if anything."""
+        key = self.api_keys.find(key_id)
+        if key is None:
+            return Decision(False, Reason.API_KEY_REMOVED, "api_keys")
+        if key.expired(self.clock()):
+            return Decision(False, Reason.API_KEY_EXPIRED, "api_keys.expires_at")
+        rights = (key.roles, key.permissions, key.pipelines)
+        if rights == (principal.roles, principal.permissions, principal.pipelines):
+            return None
+        # The key's rights have changed since the principal was issued: neither set may exceed the other.
+        decision = decide(self.policy, key.principal(), request)
+        return None if decision.allowed else decision
 
     async def count_use(self, principal: Principal, request: AccessRequest) -> None:
         """Count an allowed request against its guard's rate limit.
@@ -181,8 +246,8 @@ class FlowSecurity:
         Raises `RateLimitExceededError`, or `BackendUnavailableError` where it cannot be counted.
         """
         limit = None if request.guard is None else request.guard.rate_limit
-        if limit is not None and self._rate_limits is not None:
-            await self._rate_limits.hit(limit, "task", str(request.task), principal.subject)
+        if limit is not None and self.rate_limits is not None:
+            await self.rate_limits.hit(limit, "task", str(request.task), principal.subject)
 
     def token_for(self, actor: Acting, now: float, until: float) -> PrincipalToken:
         """The actor's principal as signed; where this process issues it, valid `until` then.
@@ -200,18 +265,6 @@ class FlowSecurity:
         if principal.expires_at is not None and now - self.config.clock_leeway >= principal.expires_at:
             raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
         return self.principals.issue(principal, txn, now, now + self.config.principal_ttl)
-
-    def _authenticate(self, api_key: str | None, bearer: str | None, txn: str, now: float) -> Principal:
-        if api_key is not None and bearer is not None:
-            raise AuthenticationError(
-                Reason.SEVERAL_CREDENTIALS,
-                "Give one credential: an API key or a bearer token.",
-            )
-        if api_key is not None:
-            return self._api_keys.authenticate(api_key, now).principal(txn)
-        if bearer is not None:
-            return self._bearer_tokens.authenticate(bearer, txn, now)
-        raise AuthenticationError(Reason.NO_CREDENTIALS, "Give an API key or a bearer token.")
 
     def actor(self) -> Acting | None:
         """Who acts here in the eyes of this object, if anybody."""

@@ -23,6 +23,7 @@ from taskiq_flow_security.broker.verifier import Verifier
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.results import check_results
 from taskiq_flow_security.security import FlowSecurity, new_id
 
 Kick = Callable[[BrokerMessage], Coroutine[Any, Any, None]]
@@ -56,6 +57,8 @@ class SecurityMiddleware(TaskiqMiddleware):
         """Make sure that everything is in place before the first message."""
         self._install()
         self._check_serializer()
+        if self.security.enabled:
+            check_results(self.broker.result_backend, is_worker=self.broker.is_worker_process)
         self.security.audit.record(
             AuditEvent(
                 event=EventName.SYS_STARTUP,

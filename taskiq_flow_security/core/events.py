@@ -12,8 +12,13 @@ class EventName(StringEnum):
 
     AUTHN_LOGIN_SUCCESS = "authn_login_success"
     AUTHN_LOGIN_FAIL = "authn_login_fail"
+    AUTHZ_ALLOW = "authz_allow"
+    AUTHZ_FAIL = "authz_fail"
+    AUTHZ_SHADOW_FAIL = "authz_shadow_fail"
     EXCESS_RATE_LIMIT_EXCEEDED = "excess_rate_limit_exceeded"
     INPUT_VALIDATION_FAIL = "input_validation_fail"
+    RESULT_SHADOW_DENY = "result_shadow_deny"
+    RESULT_SIGNATURE_FAIL = "result_signature_fail"
     SYS_STARTUP = "sys_startup"
     TASK_ENQUEUED = "task_enqueued"
     TASK_AUTHZ_ALLOW = "task_authz_allow"

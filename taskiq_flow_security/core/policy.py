@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from taskiq_flow_security.core.guard import Arguments, Guard
-from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission, Principal
+from taskiq_flow_security.core.principal import ALL_PIPELINES, UNRESTRICTED, Permission, Principal, Scope
 from taskiq_flow_security.core.reasons import Reason
 
 
@@ -93,6 +93,11 @@ def decide(policy: Policy, principal: Principal, request: AccessRequest) -> Deci
     if (invalid := _invalid_resource(request)) is not None:
         return _deny(Reason.INVALID_REQUEST, invalid)
 
+    # 0. what the principal was restricted to
+    scope = principal.scope
+    if scope is not UNRESTRICTED and (outside := _outside(scope, request)) is not None:
+        return _deny(Reason.SCOPE, outside)
+
     # 1. whitelist
     whitelist = principal.pipelines
     if whitelist and ALL_PIPELINES not in whitelist and request.resource not in whitelist:
@@ -155,6 +160,17 @@ def _decide_guard(
         if passed is not True:
             return _deny(Reason.GUARD, "guard.predicate")
     return granted
+
+
+def _outside(scope: Scope, request: AccessRequest) -> str | None:
+    if scope.pipelines is not None and request.resource not in scope.pipelines:
+        return "principal.scope.pipelines"
+    if scope.permissions is None:
+        return None
+    needed = {request.permission}
+    if request.guard is not None and request.guard.permission is not None:
+        needed.add(request.guard.permission)
+    return None if needed <= scope.permissions else "principal.scope.permissions"
 
 
 def _invalid_resource(request: AccessRequest) -> str | None:

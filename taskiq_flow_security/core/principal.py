@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from taskiq_flow_security.core.string_enum import StringEnum
 
@@ -17,6 +18,13 @@ class Permission(StringEnum):
 
 
 ALL_PIPELINES = "*"
+
+API_KEY_PREFIX = "api-key:"
+SERVICE_PREFIX = "service:"
+OWN_SUBJECTS = (API_KEY_PREFIX, SERVICE_PREFIX)
+"""How subjects begin that are made here. No bearer token may claim to be one of them."""
+
+N = TypeVar("N")
 
 
 def _is_name(value: object) -> bool:
@@ -33,6 +41,27 @@ def _names(field: str, values: Iterable[str]) -> frozenset[str]:
     return names
 
 
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a principal was restricted to. ``None`` is no restriction; an empty set leaves nothing."""
+
+    permissions: frozenset[Permission] | None = None
+    pipelines: frozenset[str] | None = None
+
+    def narrowed(self, other: Scope) -> Scope:
+        """What both leave."""
+        return Scope(_both(self.permissions, other.permissions), _both(self.pipelines, other.pipelines))
+
+
+def _both(one: frozenset[N] | None, other: frozenset[N] | None) -> frozenset[N] | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+UNRESTRICTED = Scope()
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class Principal:
     """The identity in whose name something is asked, and the rights it was given.
@@ -41,6 +70,7 @@ class Principal:
     something; an empty set grants nothing. `pipelines` is the whitelist: empty or containing ``"*"`` means all.
     `api_key_id` names the API key it came from, never the key itself. `txn` joins all that is done for one request.
     `expires_at` is when the login ends, in seconds since the epoch: from then on it is not issued to anybody any more.
+    `scope` is what `restrict` has left of these rights.
 
     Raises `ValueError` or `TypeError` for values that cannot be meant, such as one string for a set of names.
     """
@@ -50,6 +80,7 @@ class Principal:
     permissions: frozenset[Permission] | None
     pipelines: frozenset[str]
     api_key_id: str | None
+    scope: Scope
     txn: str | None = field(compare=False)
     expires_at: float | None = field(compare=False)
 
@@ -61,6 +92,7 @@ class Principal:
         pipelines: Iterable[str] = (),
         *,
         api_key_id: str | None = None,
+        scope: Scope = UNRESTRICTED,
         txn: str | None = None,
         expires_at: float | None = None,
     ) -> None:
@@ -80,8 +112,40 @@ class Principal:
         )
         set_field(self, "pipelines", _names("pipelines", pipelines))
         set_field(self, "api_key_id", api_key_id)
+        set_field(self, "scope", scope)
         set_field(self, "txn", txn)
         set_field(self, "expires_at", expires_at)
+
+    def restrict(
+        self, *, permissions: Iterable[Permission | str] | None = None, pipelines: Iterable[str] | None = None
+    ) -> Principal:
+        """The same principal with less rights: these permissions only, on these pipelines (or ``task:<name>``) only.
+
+        It never has more than before: what it could not do it still cannot. An empty set leaves nothing, ``"*"`` all
+        pipelines that there were.
+        """
+        only = None if pipelines is None else _names("pipelines", pipelines)
+        return self.within(
+            Scope(
+                None if permissions is None else frozenset(map(Permission, _names("permissions", permissions))),
+                None if only is not None and ALL_PIPELINES in only else only,
+            )
+        )
+
+    def within(self, scope: Scope) -> Principal:
+        """The same principal, restricted to a scope as well."""
+        if scope == UNRESTRICTED:
+            return self
+        return Principal(
+            self.subject,
+            self.roles,
+            self.permissions,
+            self.pipelines,
+            api_key_id=self.api_key_id,
+            scope=self.scope.narrowed(scope),
+            txn=self.txn,
+            expires_at=self.expires_at,
+        )
 
 
 ANONYMOUS = Principal("anonymous", permissions=())

@@ -12,9 +12,12 @@ class Reason(StringEnum):
     ADMIN = "admin"
     PERMISSION = "permission"
     ACL = "acl"
+    AUTHENTICATED = "authenticated"
+    PUBLIC = "public"
     SECURITY_DISABLED = "security_disabled"
 
     # Denied by the policy. PERMISSION and ACL deny under their own names too.
+    SCOPE = "scope"
     WHITELIST = "whitelist"
     GUARD = "guard"
     RATE_LIMIT = "rate_limit"
@@ -30,6 +33,14 @@ class Reason(StringEnum):
     SEVERAL_CREDENTIALS = "several_credentials"
     UNKNOWN_API_KEY = "unknown_api_key"
     BEARER_NOT_ACCEPTED = "bearer_not_accepted"
+    CREDENTIALS_IN_QUERY = "credentials_in_query"
+
+    # Denied at the HTTP and WebSocket edge.
+    NO_RULE = "no_rule"
+    HTTPS_REQUIRED = "https_required"
+    ORIGIN = "origin"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
+    UNREADABLE_MESSAGE = "unreadable_message"
 
     # Not authenticated: tokens and signatures.
     UNSIGNED = "unsigned"
@@ -41,6 +52,7 @@ class Reason(StringEnum):
     WRONG_TYPE = "wrong_type"
     WRONG_ISSUER = "wrong_issuer"
     WRONG_AUDIENCE = "wrong_audience"
+    WRONG_TASK = "wrong_task"
     INVALID_CLAIMS = "invalid_claims"
     EXPIRED = "expired"
     NOT_YET_VALID = "not_yet_valid"

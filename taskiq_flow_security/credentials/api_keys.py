@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.principal import API_KEY_PREFIX, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.tokens.jws import MAX_BYTES
@@ -25,6 +26,8 @@ class ApiKey:
     permissions: frozenset[Permission]
     pipelines: frozenset[str]
     expires_at: float | None
+    rate_limits: Mapping[str, str] = field(default_factory=dict)
+    """By endpoint, in the notation of the `limits` package."""
 
     @classmethod
     def parse(
@@ -36,6 +39,7 @@ class ApiKey:
         permissions: Iterable[str],
         pipelines: Iterable[str],
         expires_at: float | None,
+        rate_limits: Mapping[str, str] = MappingProxyType({}),
     ) -> ApiKey:
         """Take a key in plain text, or as ``sha256:<hex>`` of it."""
         sha256 = key.removeprefix(_HASHED) if key.startswith(_HASHED) else _sha256(key)
@@ -43,11 +47,12 @@ class ApiKey:
         return cls(
             key_id,
             sha256,
-            subject or f"api-key:{key_id}",
+            subject or f"{API_KEY_PREFIX}{key_id}",
             frozenset(roles),
             frozenset(map(Permission, permissions)),
             frozenset(pipelines),
             expires_at,
+            rate_limits,
         )
 
     def principal(self, txn: str | None = None) -> Principal:

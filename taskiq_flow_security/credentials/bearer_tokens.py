@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.principal import OWN_SUBJECTS, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
 from taskiq_flow_security.tokens.jws import MAX_BYTES, check_times
@@ -190,6 +190,8 @@ def _principal(claims: dict[str, Any], txn: str, expires_at: float | None) -> Pr
     if permissions is not None:
         # An identity provider names other applications' permissions too; they grant nothing here.
         permissions = [name for name in permissions if name in set(Permission)]
+    if str(claims["sub"]).startswith(OWN_SUBJECTS):
+        raise ValueError("the subject of somebody else")
     return Principal(claims["sub"], roles, permissions, pipelines, txn=txn, expires_at=expires_at)
 
 

@@ -31,12 +31,14 @@ from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
 
 
 class Use(StringEnum):
-    """What a key signs. A key for one use proves nothing for the other."""
+    """What a key signs. A key for one use proves nothing for another."""
 
     ISSUE = "issue"
     """Principals."""
     SEND = "send"
     """Messages."""
+    RESULT = "result"
+    """Results and progress. Whoever may send may sign them: a worker needs no key more."""
 
 
 class JwsAlgorithm(Protocol):
@@ -167,10 +169,10 @@ _PUBLIC_KEYS = {
 def _load(spec: KeySpec) -> Iterable[Key]:
     algorithm = _HMAC_ALGORITHMS.get(spec.alg) or _ALGORITHMS[spec.alg]
     for use in Use:  # not over the set, so that the order is always the same
-        if use not in spec.uses:
+        if (Use.SEND if use is Use.RESULT else use) not in spec.uses:
             continue
         if spec.secret is not None:
-            # The same secret for both uses must not mean the same key.
+            # The same secret for all uses must not mean the same key.
             signing = verifying = HMAC(_derive(spec.secret, use), hashes.SHA256())
         else:
             signing, verifying = _load_pem(spec)

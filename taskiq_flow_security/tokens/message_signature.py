@@ -11,13 +11,27 @@ from typing import Literal, NamedTuple
 
 from pydantic_core import to_json
 
+from taskiq_flow_security.core.principal import UNRESTRICTED, Scope
 from taskiq_flow_security.tokens import jws
+from taskiq_flow_security.tokens.claims import ScopeClaim
 from taskiq_flow_security.tokens.jws import JwsHeader
 from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
 
 SIGNATURE_LABEL = "taskiq_flow_signature"
 
 TYP = "taskiq-message+jws"
+
+
+class Delegation(NamedTuple):
+    """On what terms a message is sent in its principal's name."""
+
+    actors: tuple[str, ...] = ()
+    """The tasks that have passed the principal on, the first one first."""
+    scope: Scope = UNRESTRICTED
+    """What they have left of its rights."""
+
+
+NOT_DELEGATED = Delegation()
 
 
 class MessageSignature(NamedTuple):
@@ -27,6 +41,7 @@ class MessageSignature(NamedTuple):
     jti: str
     issued_at: int
     expires_at: int
+    delegation: Delegation = NOT_DELEGATED
 
 
 class _Header(JwsHeader):
@@ -35,6 +50,8 @@ class _Header(JwsHeader):
     iat: int
     exp: int
     jti: str
+    act: tuple[str, ...] = ()
+    scope: ScopeClaim | None = None
 
 
 class MessageSigner:
@@ -45,13 +62,15 @@ class MessageSigner:
         self._leeway = leeway
         self._headers: dict[str, str] = {}
 
-    def sign(self, payload: bytes, now: float, expires_at: float) -> tuple[str, MessageSignature]:
+    def sign(
+        self, payload: bytes, now: float, expires_at: float, delegation: Delegation = NOT_DELEGATED
+    ) -> tuple[str, MessageSignature]:
         """Sign a message. Raises `AuthenticationError` where this process has no key to send with."""
         key = self._keyring.signer(Use.SEND, now)
-        signature = MessageSignature(key.kid, os.urandom(12).hex(), int(now), int(expires_at))
+        signature = MessageSignature(key.kid, os.urandom(12).hex(), int(now), int(expires_at), delegation)
         # Only numbers and hexadecimal digits are filled in, so that nothing needs escaping.
         times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
-        header = f'{self._header(key)},{times},"jti":"{signature.jti}"}}'
+        header = f'{self._header(key)},{times},"jti":"{signature.jti}"{_terms(delegation)}}}'
         protected = jws.encode_segment(header.encode())
         return (protected + b".." + jws.sign(key, protected, payload)).decode(), signature
 
@@ -75,7 +94,10 @@ class MessageSigner:
             raise jws.malformed()
         key = self._keyring.verifier(Use.SEND, header.kid, now, self._leeway)
         jws.verify(token, header.alg, payload, key)
-        return MessageSignature(header.kid, header.jti, header.iat, header.exp)
+        if not header.act and header.scope is None:
+            return MessageSignature(header.kid, header.jti, header.iat, header.exp)
+        scope = UNRESTRICTED if header.scope is None else header.scope.scope()
+        return MessageSignature(header.kid, header.jti, header.iat, header.exp, Delegation(header.act, scope))
 
     def _header(self, key: Key) -> str:
         """The part of the header that is the same for all messages of a key, its closing brace left out."""
@@ -84,3 +106,12 @@ class MessageSigner:
             fixed = {"alg": key.alg, "b64": False, "crit": ["b64"], "kid": key.kid, "typ": TYP}
             header = self._headers[key.kid] = to_json(fixed).decode()[:-1]
         return header
+
+
+def _terms(delegation: Delegation) -> str:
+    """The parameters of a header that say on what terms the message is sent, if on any."""
+    if delegation == NOT_DELEGATED:
+        return ""
+    claims = {"act": delegation.actors or None, "scope": ScopeClaim.of(delegation.scope)}
+    said = {name: claim for name, claim in claims.items() if claim is not None}
+    return f",{to_json(said, exclude_none=True).decode()[1:-1]}"

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 
-from taskiq_flow_security.core.principal import Permission, Principal
+from taskiq_flow_security.core.principal import UNRESTRICTED, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.tokens import jws
+from taskiq_flow_security.tokens.claims import ScopeClaim
 from taskiq_flow_security.tokens.jws import JwsHeader
 from taskiq_flow_security.tokens.keyring import Keyring, Use
 
@@ -50,6 +51,7 @@ class _Claims(BaseModel):
     permissions: list[Permission] | None = None
     pipelines: list[str]
     api_key_id: str | None = None
+    scope: ScopeClaim | None = None
     iat: int
     nbf: int
     exp: int
@@ -83,6 +85,7 @@ class PrincipalTokens:
             permissions=None if principal.permissions is None else sorted(principal.permissions),
             pipelines=sorted(principal.pipelines),
             api_key_id=principal.api_key_id,
+            scope=ScopeClaim.of(principal.scope),
             iat=int(now),
             nbf=int(now),
             exp=int(expires_at),
@@ -147,6 +150,7 @@ class PrincipalTokens:
             claims.permissions,
             claims.pipelines,
             api_key_id=claims.api_key_id,
+            scope=UNRESTRICTED if claims.scope is None else claims.scope.scope(),
             txn=claims.txn,
         )
         return PrincipalToken(text, principal, claims.txn, claims.jti, kid, claims.nbf, claims.exp)

@@ -84,3 +84,19 @@ async def test_a_policy_that_fails_refuses(process: Process, monkeypatch: pytest
     assert outcome.acks == 1
     assert outcome.reason == "internal_error"
     assert [(entry.outcome, entry.reason) for entry in process.audit.take()] == [("deny", "internal_error")]
+
+
+async def test_a_refusal_because_of_a_bug_is_joined_to_its_kick(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process.audit.take()
+    message = await process.genuine()
+    (kicked,) = process.audit.take()
+
+    def broken(*_: object) -> None:
+        raise LookupError("a bug in a policy")
+
+    monkeypatch.setattr(process.security, "decide", broken)
+    await process.broker.deliver(message)
+    (refused,) = process.audit.take()
+    assert (refused.txn, refused.jti) == (kicked.txn, kicked.jti)

@@ -10,7 +10,7 @@ from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security import AccessDeniedError, Principal
 from taskiq_flow_security.audit import AuditFormatter
-from tests.attacks.forging import write
+from tests.attacks.forging import read, sign, write
 from tests.integration.inmemory.harness import AuditTrail, Process
 
 INJECTIONS = {
@@ -94,3 +94,22 @@ async def test_a_surrogate_in_a_forged_name_breaks_no_record(process: Process, a
     assert process.ran == []
     assert outcome.acks == 1
     assert len(audit.take()) == 1
+
+
+async def test_the_id_of_a_signature_is_made_harmless_in_the_audit_log(process: Process, audit: AuditTrail) -> None:
+    message = sign(read(await process.genuine()), header={"jti": "1\nINFO all is well"})
+    audit.take()
+    await process.broker.deliver(write(message))
+    assert not any("\n" in str(entry.jti) for entry in audit.take())
+
+
+async def test_the_task_id_of_a_message_that_may_run_is_made_harmless_in_every_log(
+    process: Process, caplog: pytest.LogCaptureFixture
+) -> None:
+    try:
+        data = await process.kick(process.clean.kicker().with_task_id("1\nINFO all is well"), [1])
+    except Exception:
+        return
+    with caplog.at_level(logging.INFO):
+        await process.broker.deliver(data)
+    assert not any("\n" in record.getMessage() for record in caplog.records)

@@ -26,6 +26,7 @@ class Client:
         self.transport = transport
         self.security = FlowSecurity(caller_config(**settings))
         self._secured = transport.broker().with_middlewares(SecurityMiddleware(self.security))
+        self._secured.with_result_backend(self.security.protect_results(self._secured.result_backend))
         self._bare = transport.broker()
 
     async def __aenter__(self) -> Self:
@@ -58,7 +59,7 @@ class Client:
     async def inject(self, message: BrokerMessage) -> AsyncTaskiqTask[Any]:
         """Put a message on the queue as it is."""
         await self._bare.kick(message)
-        return AsyncTaskiqTask(message.task_id, self._bare.result_backend)
+        return AsyncTaskiqTask(message.task_id, self._secured.result_backend)
 
     async def settle(self) -> None:
         """Wait until a worker that runs one task at a time is done with all that was sent to it."""

@@ -25,7 +25,7 @@ from taskiq_flow_security import (
 )
 from taskiq_flow_security.audit import AuditFormatter
 from tests.integration import ledger
-from tests.integration.transports import from_environment, redis_client
+from tests.integration.transports import Transport, from_environment, redis_client
 
 MOST_ROWS = 3
 
@@ -94,7 +94,16 @@ def crunch_guarded(marker: str, caller: Principal = TaskiqDepends(current_princi
 def broker() -> AsyncBroker:
     """The worker's broker, made from environment variables."""
     transport = from_environment()
-    secured = transport.broker().with_middlewares(SecurityMiddleware(FlowSecurity(TaskiqFlowConfig())))
+    security = FlowSecurity(TaskiqFlowConfig())
+    secured = transport.broker().with_middlewares(SecurityMiddleware(security))
+    secured.with_result_backend(security.protect_results(secured.result_backend))
+    announce_start(secured, transport)
+    write_audit_lines()
+    return secured
+
+
+def announce_start(secured: AsyncBroker, transport: Transport) -> None:
+    """Tell the test when the worker is ready."""
 
     @secured.on_event(TaskiqEvents.WORKER_STARTUP)
     async def announce(_state: TaskiqState) -> None:
@@ -103,7 +112,9 @@ def broker() -> AsyncBroker:
         with redis_client() as redis:
             redis.rpush(f"{transport.name}:ready", os.getpid())
 
+
+def write_audit_lines() -> None:
+    """Write audit events to the worker's log."""
     audit_lines = logging.StreamHandler()
     audit_lines.setFormatter(AuditFormatter())
     logging.getLogger("taskiq_flow.audit").addHandler(audit_lines)
-    return secured

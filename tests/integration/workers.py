@@ -28,6 +28,7 @@ class Worker:
         settings: Mapping[str, str],
         log: Path,
         *options: str,
+        app: str = "tests.integration.worker_app:broker",
     ) -> None:
         self.log = log
         self._ended = False
@@ -37,7 +38,7 @@ class Worker:
                 [
                     *(sys.executable, "-m", "taskiq", "worker", "--workers", "1"),
                     *options,
-                    "tests.integration.worker_app:broker",
+                    app,
                 ],
                 cwd=ROOT,
                 env={**inherited, **transport.environment(), **settings},

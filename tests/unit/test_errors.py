@@ -15,6 +15,7 @@ from taskiq_flow_security import (
     ConfigurationError,
     FlowSecurityError,
     RateLimitExceededError,
+    ResultVerificationError,
     UnsignableMessageError,
 )
 
@@ -22,6 +23,7 @@ ERRORS: list[FlowSecurityError] = [
     AuthenticationError("unsigned", "Why."),
     AuthenticationError("expired"),
     AccessDeniedError("acl", "Why."),
+    ResultVerificationError("unsigned", "Why."),
     RateLimitExceededError(1.5, "The limit is 1 per 1 minute."),
     BackendUnavailableError("Away."),
     ConfigurationError("Wrong."),

@@ -19,7 +19,7 @@ FLOORS = [
     {"errors"},
     {"core"},
     {"config", "tokens", "audit", "rate_limits"},
-    {"acting", "credentials", "runs"},
+    {"acting", "credentials", "results", "runs"},
     {"from_config"},
     {"security"},
     {"broker"},

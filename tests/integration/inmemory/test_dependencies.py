@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from taskiq import Context, TaskiqDepends, TaskiqState
@@ -200,4 +200,17 @@ async def test_overrides_of_dependencies_are_used_for_allowed_messages_and_resol
     forged = read(await process.kick(task)).model_copy(update={"args": ["x"]})
     await process.refuses(write(forged), "bad_signature")
     assert _log == ["override"]
+    assert (await process.broker.deliver(message)).result.return_value == "overridden"
+
+
+async def test_overrides_of_dependencies_that_their_user_adds_later_are_used(process: Process) -> None:
+    async def dependent(value: str = TaskiqDepends(plain)) -> str:
+        return value
+
+    task = process.broker.task("dependent", pipeline="data")(dependent)
+    overrides: dict[Any, Any] = {}
+    process.broker.dependency_overrides = overrides
+    message = await process.kick(task)
+    await process.broker.deliver(message)
+    overrides[plain] = lambda: "overridden"
     assert (await process.broker.deliver(message)).result.return_value == "overridden"

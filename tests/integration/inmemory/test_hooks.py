@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from taskiq import TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq.result_backends.dummy import DummyResultBackend
 
 from taskiq_flow_security import AccessDeniedError, Principal, current_principal
 from tests.attacks.forging import PRINCIPAL, SIGNATURE, principal_of, read, signature_of, write
@@ -49,6 +50,12 @@ class Recorder(TaskiqMiddleware):
 
     def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
         self._see("on_error", message, result)
+
+
+class Discards(DummyResultBackend[Any]):
+    """TaskIQ's default, under which every result counts as being there already."""
+
+    results: Mapping[str, TaskiqResult[Any]] = {}
 
 
 @pytest.fixture
@@ -97,6 +104,16 @@ async def test_hooks_see_the_labels_of_a_denied_message(
         for content in recorder.seen.values():
             assert content["labels"]["note"] == PLANTED
             assert content["labels"]["pipeline"] == "data"
+
+
+async def test_hooks_see_the_labels_of_a_denied_message_where_no_results_are_kept(
+    new_process: NewProcess, worker: Process, recorders: tuple[Recorder, Recorder]
+) -> None:
+    worker.broker.with_result_backend(Discards())
+    api = new_process(pipeline_acls={"data": {"execute": ["viewer"]}})
+    await worker.broker.deliver(await _planted(api, principal=VIEWER))
+    for recorder in recorders:
+        assert recorder.seen["on_error"]["labels"]["note"] == PLANTED
 
 
 async def test_hooks_see_the_labels_of_an_expired_message(
@@ -301,3 +318,22 @@ async def test_hooks_know_in_whose_name_a_task_has_run(new_process: NewProcess, 
 
     await process.broker.deliver(await process.kick(failing))
     assert asker.answers == {"post_execute": "alice", "post_save": "alice", "on_error": "alice"}
+
+
+class Requires(TaskiqMiddleware):
+    """Cannot do without a label that all messages of the application have."""
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        assert message.labels["note"] is not None
+        return message
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+async def test_a_middleware_that_needs_a_label_keeps_no_forged_message_from_being_acked(
+    new_process: NewProcess, position: str
+) -> None:
+    requires = (Requires(),)
+    process = new_process(before=requires) if position == "before" else new_process(after=requires)
+    message = read(await process.genuine())
+    outcome = await process.broker.deliver(write(message.model_copy(update={"args": [[9]]})))
+    assert outcome.acks == 1

@@ -217,3 +217,21 @@ async def test_a_step_counts_against_the_rate_limit_of_its_task(new_process: New
     await steps.run()
     assert [name for name, _ in steps.process.ran].count("rare") == 1
     assert not steps.result(waiting[0].task_id).is_err
+
+
+@each_position
+async def test_a_step_beyond_the_rate_limit_of_its_task_fails_the_pipeline(
+    new_process: NewProcess, position: str
+) -> None:
+    steps = Steps(new_process, position)
+
+    @steps.broker.task("rare", pipeline="data")
+    @guard(rate_limit="1/hour")
+    async def rare(value: int) -> None: ...
+
+    waiting = []
+    for value in range(2):
+        with steps.process.security.acting_as(PROCESSOR):
+            waiting.append(await Pipeline(steps.broker, steps.first).call_next(rare).kiq(value))
+    await steps.run()
+    assert steps.result(waiting[1].task_id).is_err

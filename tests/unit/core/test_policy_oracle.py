@@ -91,6 +91,45 @@ def test_a_principal_with_less_may_do_no_more(
         assert allowed or not decide(policy, less, what).allowed
 
 
+scopes = st.tuples(
+    st.none() | st.sets(permissions),
+    st.none() | st.sets(st.sampled_from([*PIPELINES, *(f"task:{task}" for task in TASKS)])),
+)
+
+
+@given(pipeline_acls, task_acls, principals, requests, st.lists(scopes, min_size=1, max_size=3))
+def test_a_restricted_principal_may_do_what_it_could_and_every_restriction_leaves(
+    pipeline_acls: Acls,
+    task_acls: Acls,
+    who: Principal,
+    what: AccessRequest,
+    scopes: list[tuple[set[Permission] | None, set[str] | None]],
+) -> None:
+    policy = Policy.from_roles(pipeline_acls, task_acls)
+    restricted = who
+    for allowed_permissions, allowed_pipelines in scopes:
+        restricted = restricted.restrict(permissions=allowed_permissions, pipelines=allowed_pipelines)
+    asked = {what.permission, *([what.guard.permission] if what.guard and what.guard.permission else [])}
+    left = all(
+        (allowed_permissions is None or asked <= allowed_permissions)
+        and (allowed_pipelines is None or what.resource in allowed_pipelines)
+        for allowed_permissions, allowed_pipelines in scopes
+    )
+    assert decide(policy, restricted, what).allowed is (left and decide(policy, who, what).allowed)
+
+
+def test_a_restriction_to_all_pipelines_is_none() -> None:
+    who = Principal("alice", permissions=("read",), pipelines=("a",))
+    assert who.restrict(pipelines=["*"]) == who
+    assert who.restrict() == who
+
+
+def test_a_restriction_to_nothing_leaves_nothing() -> None:
+    who = Principal("alice", permissions=("admin",))
+    for nothing in (who.restrict(permissions=[]), who.restrict(pipelines=[])):
+        assert decide(Policy(), nothing, AccessRequest(Permission.READ, "a")).reason is Reason.SCOPE
+
+
 def test_every_step_denies_under_its_own_reason() -> None:
     policy = Policy.from_roles({"a": {Permission.EXECUTE: ["processor"]}}, {})
     execute = AccessRequest(Permission.EXECUTE, "a")

@@ -149,6 +149,8 @@ def test_a_small_rsa_key_and_another_curve_are_configuration_errors() -> None:
     [
         ({"sub": None}, "invalid_claims"),
         ({"sub": ""}, "invalid_claims"),
+        ({"sub": "api-key:0123456789abcdef"}, "invalid_claims"),
+        ({"sub": "service:nightly"}, "invalid_claims"),
         ({"roles": None}, "invalid_claims"),
         ({"roles": "processor"}, "invalid_claims"),
         ({"roles": [7]}, "invalid_claims"),

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskiq_flow_security import AuthenticationError
+from taskiq_flow_security import AuthenticationError, Permission
+from taskiq_flow_security.core.principal import Scope
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.keyring import KeySpec, Use
-from taskiq_flow_security.tokens.message_signature import MessageSigner
+from taskiq_flow_security.tokens.message_signature import Delegation, MessageSigner
 from tests.unit.tokens.keys import ALGORITHMS, NOW, OTHER_SECRET, PRIVATE, keyring, public_spec, spec
 from tests.unit.tokens.test_jws import json_values
 
@@ -88,6 +89,40 @@ def test_any_id_of_a_key_can_stand_in_a_header() -> None:
     for kid in ('a"b', "back\\slash", "{}", "'"):
         text, _ = signer(spec(kid)).sign(PAYLOAD, NOW, LATER)
         assert signer(spec(kid)).verify(text, PAYLOAD, NOW).kid == kid
+
+
+delegations = st.builds(
+    Delegation,
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=4).map(tuple),
+    st.builds(
+        Scope,
+        st.none() | st.frozensets(st.sampled_from(Permission)),
+        st.none() | st.frozensets(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=3),
+    ),
+)
+
+
+@given(delegations)
+def test_the_terms_of_a_delegation_are_signed_with_the_message(delegation: Delegation) -> None:
+    text, signed = signer().sign(PAYLOAD, NOW, LATER, delegation)
+    assert signer().verify(text, PAYLOAD, NOW) == signed
+    assert signed.delegation == delegation
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"act": "a"},
+        {"act": [1]},
+        {"act": None},
+        {"scope": []},
+        {"scope": {"permissions": ["all"]}},
+        {"scope": {"x": 1}},
+    ],
+    ids=str,
+)
+def test_terms_of_another_type_are_refused_even_from_who_holds_the_key(terms: dict[str, Any]) -> None:
+    assert reason(sign(HEADER | terms)) == "malformed"
 
 
 def test_the_key_that_signs_changes_with_the_time() -> None:

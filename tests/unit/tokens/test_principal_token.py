@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskiq_flow_security import AuthenticationError, Permission, Principal
+from taskiq_flow_security.core.principal import Scope
 from taskiq_flow_security.tokens import jws, principal_token
 from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
 from taskiq_flow_security.tokens.principal_token import PrincipalTokens
@@ -27,6 +28,11 @@ principals = st.builds(
     st.none() | st.sets(st.sampled_from(Permission)),
     st.sets(names, max_size=3),
     api_key_id=st.none() | names,
+    scope=st.builds(
+        Scope,
+        st.none() | st.frozensets(st.sampled_from(Permission)),
+        st.none() | st.frozensets(names, max_size=3),
+    ),
 )
 alice = Principal("alice", ["processor"], ["execute"], ["data"], api_key_id="key-1")
 

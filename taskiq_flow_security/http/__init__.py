@@ -1,0 +1,6 @@
+"""The HTTP and WebSocket edge: the same policy for any ASGI application. Needs the extra ``http``."""
+
+from taskiq_flow_security.http.middleware import HTTPSecurityMiddleware
+from taskiq_flow_security.http.rules import Rule
+
+__all__ = ["HTTPSecurityMiddleware", "Rule"]

@@ -1,0 +1,113 @@
+"""Who is at the other end, behind proxies that are trusted to say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import NamedTuple
+
+from taskiq_flow_security.config import UNIX_SOCKET
+from taskiq_flow_security.http.asgi import Headers, Scope
+
+FORWARDED_FOR = b"x-forwarded-for"
+FORWARDED_PROTO = b"x-forwarded-proto"
+
+_SECURE = frozenset({"https", "wss"})
+
+
+class Client(NamedTuple):
+    """The other end of a connection."""
+
+    address: str
+    """An IP address, ``unix``, or what the server says instead."""
+    secure: bool
+    """Whether it is connected by HTTPS or WSS."""
+
+    @property
+    def network(self) -> str:
+        """What to count the client by: one IPv6 client has a whole /64 of addresses to come from (RFC 6177)."""
+        return _network(self.address)
+
+
+class TrustedProxies:
+    """Reads ``X-Forwarded-For`` and ``X-Forwarded-Proto`` where they come from a proxy that is trusted.
+
+    Each proxy appends the address of who connected to it. So the list is read from the right, for as long as those who
+    have written it are trusted; what stands left of the first stranger can be anybody's invention.
+    """
+
+    def __init__(self, trusted: Iterable[str]) -> None:
+        names = list(trusted)
+        self._unix = UNIX_SOCKET in names
+        self._networks = [ip_network(name) for name in names if name != UNIX_SOCKET]
+        self._trusts = lru_cache(maxsize=4096)(self._look_up)
+
+    def client(self, scope: Scope, headers: Headers) -> Client:
+        """Who is at the other end of this connection. `headers` are those of the names above, at least."""
+        peer = scope.get("client")
+        address = _normal(peer[0]) if peer else UNIX_SOCKET
+        secure = scope.get("scheme") in _SECURE
+        if not self._trusts(address):
+            return Client(address, secure)
+        protocol = _items(headers.get(FORWARDED_PROTO))
+        if protocol:
+            secure = protocol[-1].lower() in _SECURE
+        for item in reversed(_items(headers.get(FORWARDED_FOR))):
+            forwarded = _parse(item)
+            if forwarded is None:
+                break  # whoever wrote that is not to be believed; the last address before it is
+            address = forwarded
+            if not self._trusts(address):
+                break
+        return Client(address, secure)
+
+    def _look_up(self, address: str) -> bool:
+        if address == UNIX_SOCKET:
+            return self._unix
+        try:
+            ip = ip_address(address)
+        except ValueError:
+            return False
+        return any(ip in network for network in self._networks)
+
+
+def _items(values: list[bytes] | None) -> list[str]:
+    """The items of a header that is a list, and of all its repetitions (RFC 9110 section 5.3)."""
+    return [item.strip() for value in values or () for item in value.decode("latin-1").split(",")]
+
+
+@lru_cache(maxsize=4096)
+def _parse(item: str) -> str | None:
+    """The address of an item of ``X-Forwarded-For``, which may have a port, and IPv6 brackets."""
+    if item.startswith("["):
+        item = item[1:].partition("]")[0]
+    elif item.count(":") == 1:
+        item = item.partition(":")[0]
+    try:
+        return str(_unmapped(ip_address(item)))
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _normal(address: str) -> str:
+    try:
+        return str(_unmapped(ip_address(address)))
+    except ValueError:
+        return address
+
+
+@lru_cache(maxsize=4096)
+def _network(address: str) -> str:
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return address
+    return address if ip.version == 4 else str(ip_network(f"{address}/64", strict=False))
+
+
+def _unmapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """An IPv4 address that came through an IPv6 socket (RFC 4291 section 2.5.5.2) is one all the same."""
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return mapped or ip

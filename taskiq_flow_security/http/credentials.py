@@ -1,0 +1,56 @@
+"""What a request brings along to prove who asks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.http.asgi import Headers
+
+API_KEY = b"x-api-key"
+AUTHORIZATION = b"authorization"
+
+_IN_QUERY = frozenset({"access_token", "api-key", "api_key", "apikey", "authorization", "x-api-key", "x_api_key"})
+
+
+class Credentials(NamedTuple):
+    """One credential, of one of two kinds."""
+
+    api_key: str | None = None
+    bearer: str | None = None
+
+
+def find_credentials(headers: Headers, query: bytes) -> Credentials | None:
+    """The credential of a request, if it has one.
+
+    Raises `AuthenticationError` for several, for a repeated header, and for one in the query string, where every log
+    on the way would keep it.
+    """
+    if query:
+        for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+            if name.lower() in _IN_QUERY:
+                raise AuthenticationError(
+                    Reason.CREDENTIALS_IN_QUERY, "Send credentials in a header; the query string is no place for them."
+                )
+    keys, authorizations = headers.get(API_KEY), headers.get(AUTHORIZATION)
+    if keys is None and authorizations is None:
+        return None
+    if (keys and authorizations) or len(keys or authorizations or ()) != 1:
+        raise AuthenticationError(
+            Reason.SEVERAL_CREDENTIALS, "Send one credential: X-API-Key or Authorization, and only once."
+        )
+    if keys:
+        return Credentials(api_key=keys[0].decode("latin-1"))
+    scheme, _, token = (authorizations or [b""])[0].decode("latin-1").partition(" ")
+    if scheme.lower() != "bearer":
+        raise AuthenticationError(
+            Reason.BEARER_NOT_ACCEPTED, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
+        )
+    return Credentials(bearer=token.strip(" "))
+
+
+def from_text(text: str) -> Credentials:
+    """The credential that a WebSocket client sends as text: a bearer token if it looks like one, else an API key."""
+    return Credentials(bearer=text) if text.count(".") == 2 else Credentials(api_key=text)

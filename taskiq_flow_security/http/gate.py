@@ -1,0 +1,193 @@
+"""What every request and every handshake goes through: who asks, for what, how often, and what is recorded of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass
+
+from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
+from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, Decision
+from taskiq_flow_security.core.principal import ANONYMOUS, Principal
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import (
+    AccessDeniedError,
+    AuthenticationError,
+    BackendUnavailableError,
+    FlowSecurityError,
+    RateLimitExceededError,
+)
+from taskiq_flow_security.http import credentials
+from taskiq_flow_security.http.asgi import Headers, Scope, route_path, select_headers
+from taskiq_flow_security.http.clients import FORWARDED_FOR, FORWARDED_PROTO, Client, TrustedProxies
+from taskiq_flow_security.http.credentials import Credentials, find_credentials
+from taskiq_flow_security.http.limits import EndpointLimits, FailedLogins
+from taskiq_flow_security.http.rules import Match, Rule, RuleTable, is_plain
+from taskiq_flow_security.security import FlowSecurity, new_id
+
+_logger = logging.getLogger(__name__)
+
+UNKNOWN_ENDPOINT = "unknown"
+"""The endpoint of a path that no rule knows."""
+
+_HEADERS = frozenset(
+    {credentials.API_KEY, credentials.AUTHORIZATION, FORWARDED_FOR, FORWARDED_PROTO, b"host", b"origin"}
+)
+
+
+@dataclass(slots=True)
+class Visit:
+    """A request or a handshake, and what is known of it so far."""
+
+    client: Client
+    headers: Headers
+    query: bytes
+    match: Match | None
+    txn: str
+    principal: Principal | None = None
+    decision: Decision | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The name of the endpoint, for limits and audit events."""
+        return UNKNOWN_ENDPOINT if self.match is None else self.match.rule.endpoint
+
+
+class Gate:
+    """Makes the decisions of the edge. Raises `ConfigurationError` if rules and settings do not fit together."""
+
+    def __init__(self, security: FlowSecurity, rules: Iterable[Rule]) -> None:
+        self.security = security
+        self._rules = RuleTable(tuple(rules))
+        config = security.config
+        self._proxies = TrustedProxies(config.trusted_proxies)
+        self._limits: EndpointLimits | None = None
+        self._failed_logins: FailedLogins | None = None
+        if security.rate_limits is not None:
+            self._limits = EndpointLimits(config, security.rate_limits, security.api_keys, self._rules.endpoints)
+            self._failed_logins = FailedLogins(config, security.rate_limits)
+        if config.unsafe_allow_uncounted:
+            _logger.warning("unsafe_allow_uncounted is set: while the storage of the rate limits is away, none holds.")
+
+    def visit(self, scope: Scope, method: str) -> Visit:
+        """Read from a connection's scope what decisions are made on."""
+        headers = select_headers(scope["headers"], _HEADERS)
+        client = self._proxies.client(scope, headers)
+        return Visit(client, headers, scope.get("query_string", b""), self._find(scope, method), new_id())
+
+    def require_https(self, visit: Visit) -> None:
+        """Raise `AccessDeniedError` for a plain connection, where the settings want a secure one."""
+        if self.security.config.require_https and not visit.client.secure:
+            raise AccessDeniedError(Reason.HTTPS_REQUIRED, "Use HTTPS or WSS; this connection is not encrypted.")
+
+    async def identify(self, visit: Visit, given: Credentials) -> Principal:
+        """The principal of these credentials, in whose name the visit is made from here on.
+
+        Raises `AuthenticationError`, or `RateLimitExceededError` for a client that has failed too often.
+        """
+        security, failed_logins = self.security, self._failed_logins
+        if failed_logins is not None:
+            failed_logins.check(visit.client, security.clock())
+        try:
+            principal = security.identify(api_key=given.api_key, bearer=given.bearer, txn=visit.txn)
+        except AuthenticationError:
+            if failed_logins is not None:
+                await self._counted(visit, failed_logins.count(visit.client, security.clock()))
+            raise
+        security.record_login(principal, visit.client.address)
+        visit.principal = principal
+        return principal
+
+    async def admit(self, visit: Visit) -> Principal:
+        """Decide about a request: who it is that may make it. Raises a `FlowSecurityError` for nobody."""
+        self.require_https(visit)
+        if visit.match is not None and visit.match.rule.public:
+            await self.count(visit)
+            return ANONYMOUS
+        given = find_credentials(visit.headers, visit.query)
+        principal = None if given is None else await self.identify(visit, given)
+        await self.count(visit)
+        if principal is None:
+            raise AuthenticationError(
+                Reason.NO_CREDENTIALS, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
+            )
+        self.authorize(visit, principal)
+        return principal
+
+    def authorize(self, visit: Visit, principal: Principal) -> None:
+        """Decide whether the principal may make this visit. Raises `AccessDeniedError`."""
+        match = self.require_rule(visit)
+        request = match.request
+        if request is None:
+            self._record(visit, EventName.AUTHZ_ALLOW, Outcome.ALLOW, Reason.AUTHENTICATED)
+            return
+        visit.decision = decision = self.security.decide(principal, request)
+        if not decision.allowed:
+            raise AccessDeniedError(
+                decision.reason, f"{principal.subject} may not {request.permission} {request.resource}."
+            )
+        self._record(visit, EventName.AUTHZ_ALLOW, Outcome.ALLOW, decision.reason)
+
+    def require_rule(self, visit: Visit) -> Match:
+        """The rule of a visit. Raises `AccessDeniedError` where no rule knows the path."""
+        if visit.match is None:
+            raise AccessDeniedError(Reason.NO_RULE, "No rule lets anybody use this path with this method.")
+        return visit.match
+
+    def refuse(self, visit: Visit, error: Exception) -> FlowSecurityError | None:
+        """Record a refusal. The error to answer with; ``None`` where refusals are only monitored."""
+        if not isinstance(error, FlowSecurityError):
+            _logger.error("A request cannot be decided about because of an unexpected error.", exc_info=error)
+            error = AccessDeniedError(Reason.INTERNAL_ERROR, "An unexpected error kept the server from deciding.")
+        event = EventName.AUTHZ_SHADOW_FAIL if self.security.monitoring else _refusal(error)
+        self._record(visit, event, Outcome.DENY, getattr(error, "reason", Reason.INTERNAL_ERROR))
+        return None if self.security.monitoring else error
+
+    def _find(self, scope: Scope, method: str) -> Match | None:
+        if not is_plain(scope.get("raw_path") or b""):
+            return None
+        return self._rules.find(method, route_path(scope))
+
+    async def count(self, visit: Visit) -> None:
+        """Count a visit, by its principal or else by its client. Raises as `RateLimits.hit`."""
+        if self._limits is not None:
+            await self._counted(visit, self._limits.count(visit.endpoint, visit.principal, visit.client))
+
+    async def _counted(self, visit: Visit, counting: Awaitable[None]) -> None:
+        try:
+            await counting
+        except BackendUnavailableError as error:
+            if not self.security.config.unsafe_allow_uncounted:
+                raise
+            self._record(visit, EventName.AUTHZ_SHADOW_FAIL, Outcome.DENY, error.reason)
+
+    def _record(self, visit: Visit, event: EventName, outcome: Outcome, reason: str) -> None:
+        security, principal, match = self.security, visit.principal, visit.match
+        if not security.audit.records(outcome):
+            return
+        security.audit.record(
+            AuditEvent(
+                event=event,
+                time=security.clock(),
+                outcome=outcome,
+                reason=reason,
+                rule=None if visit.decision is None else visit.decision.rule,
+                policy_hash=security.policy.hash,
+                sub=None if principal is None else principal.subject,
+                roles=frozenset() if principal is None else principal.roles,
+                pipeline=None if match is None else match.pipeline,
+                permission=None if match is None else match.rule.permission,
+                task=f"{ENDPOINT_PREFIX}{visit.endpoint}",
+                txn=visit.txn,
+                key_id=None if principal is None else principal.api_key_id,
+                ip=visit.client.address,
+            )
+        )
+
+
+def _refusal(error: FlowSecurityError) -> EventName:
+    if isinstance(error, AuthenticationError):
+        return EventName.AUTHN_LOGIN_FAIL
+    if isinstance(error, RateLimitExceededError):
+        return EventName.EXCESS_RATE_LIMIT_EXCEEDED
+    return EventName.AUTHZ_FAIL

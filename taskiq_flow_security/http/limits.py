@@ -1,0 +1,111 @@
+"""How often each endpoint may be used, and by whom it is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from limits import parse_many
+
+from taskiq_flow_security.config import TaskiqFlowConfig
+from taskiq_flow_security.core.principal import Principal
+from taskiq_flow_security.credentials import ApiKeys
+from taskiq_flow_security.errors import ConfigurationError, RateLimitExceededError
+from taskiq_flow_security.http.clients import Client
+from taskiq_flow_security.rate_limits import RateLimits
+
+DEFAULTS = {
+    "list_pipelines": "60/minute",
+    "get_dag": "120/minute",
+    "get_critical_path": "120/minute",
+    "get_parallel_groups": "120/minute",
+    "execute_pipeline": "10/minute",
+    "get_status": "30/minute",
+    "websocket_connect": "5/minute",
+}
+"""The limits of the guide's endpoints; all others have `rate_limit_default`."""
+
+_REMEMBERED = 65_536
+"""How many addresses are known to have failed too often, at most."""
+
+
+class EndpointLimits:
+    """Counts requests by endpoint and principal, or by endpoint and client where there is no principal.
+
+    What counts for a request is, in this order: the limit of its API key, of its caller's roles, of the endpoint in the
+    settings, of the endpoint by default, `rate_limit_default`. Raises `ConfigurationError` if a setting names an
+    endpoint that there is not.
+    """
+
+    def __init__(
+        self, config: TaskiqFlowConfig, limits: RateLimits, api_keys: ApiKeys, endpoints: Iterable[str]
+    ) -> None:
+        self._limits = limits
+        self._api_keys = api_keys
+        self._by_role = config.role_rate_limits
+        self._by_endpoint = {**DEFAULTS, **config.rate_limits}
+        self._default = config.rate_limit_default
+        self._most_generous = lru_cache(maxsize=1024)(_most_generous)
+        known = {*endpoints, *DEFAULTS}
+        named = {
+            "rate_limits": set(config.rate_limits),
+            "role_rate_limits": {endpoint for limits in config.role_rate_limits.values() for endpoint in limits},
+            "api_keys.<key>.rate_limits": {
+                endpoint for key in config.api_keys.values() for endpoint in key.rate_limits
+            },
+        }
+        for setting, names in named.items():
+            if unknown := names - known:
+                raise ConfigurationError(
+                    f"{setting}: no rule has the endpoint {', '.join(sorted(unknown))}; "
+                    f"the endpoints are {', '.join(sorted(known))}."
+                )
+
+    async def count(self, endpoint: str, principal: Principal | None, client: Client) -> None:
+        """Count one request. Raises as `RateLimits.hit`."""
+        counted_by = ("client", client.network) if principal is None else ("principal", principal.subject)
+        await self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, *counted_by)
+
+    def _limit(self, endpoint: str, principal: Principal | None) -> str:
+        if principal is not None:
+            key = None if principal.api_key_id is None else self._api_keys.find(principal.api_key_id)
+            if key is not None and endpoint in key.rate_limits:
+                return key.rate_limits[endpoint]
+            if self._by_role:
+                limits = {self._by_role[role].get(endpoint) for role in principal.roles if role in self._by_role}
+                if found := limits - {None}:
+                    return self._most_generous(frozenset(limit for limit in found if limit is not None))
+        return self._by_endpoint.get(endpoint, self._default)
+
+
+class FailedLogins:
+    """Counts failed logins by client address, and shuts out who has failed too often, right credentials or not."""
+
+    def __init__(self, config: TaskiqFlowConfig, limits: RateLimits) -> None:
+        self._limit = config.rate_limit_failed_logins
+        self._limits = limits
+        self._shut_out: dict[str, tuple[float, RateLimitExceededError]] = {}
+
+    def check(self, client: Client, now: float) -> None:
+        """Raise `RateLimitExceededError` for a client that is shut out."""
+        until, error = self._shut_out.get(client.network, (0.0, None))
+        if error is None:
+            return
+        if now < until:
+            raise RateLimitExceededError(until - now, *error.args[1:])
+        self._shut_out.pop(client.network, None)
+
+    async def count(self, client: Client, now: float) -> None:
+        """Count a failed login. Raises as `RateLimits.hit`."""
+        try:
+            await self._limits.hit(self._limit, "failed_login", client.network)
+        except RateLimitExceededError as error:
+            if len(self._shut_out) >= _REMEMBERED:
+                self._shut_out.pop(next(iter(self._shut_out)))
+            self._shut_out[client.network] = now + error.retry_after, error
+            raise
+
+
+def _most_generous(limits: frozenset[str]) -> str:
+    """The limit that lets most requests through, by the tightest of the rates that each is made of."""
+    return max(sorted(limits), key=lambda limit: min(item.amount / item.get_expiry() for item in parse_many(limit)))

@@ -1,0 +1,101 @@
+"""What a user adds to an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from taskiq_flow_security import acting
+from taskiq_flow_security.acting import Acting
+from taskiq_flow_security.core.principal import ANONYMOUS, Principal
+from taskiq_flow_security.errors import FlowSecurityError
+from taskiq_flow_security.http.asgi import App, Message, Receive, Scope, Send
+from taskiq_flow_security.http.gate import Gate, Visit
+from taskiq_flow_security.http.problems import problem_of
+from taskiq_flow_security.http.rules import Rule, guide_rules
+from taskiq_flow_security.http.websocket import WebSockets
+from taskiq_flow_security.security import FlowSecurity
+
+
+class HTTPSecurityMiddleware:
+    """Lets no request reach an ASGI application that its caller may not make.
+
+    ``app.add_middleware(HTTPSecurityMiddleware, security=security, rules=[...])``. A path that no rule knows is denied;
+    without `rules`, those of the guide's API hold. While a request is handled, its principal acts: tasks are kicked in
+    its name, `current_principal` knows it, and it is at ``request.state.principal``. A `FlowSecurityError` that the
+    application raises becomes the answer that says it.
+
+    Raises `ConfigurationError` if rules or settings are wrong.
+    """
+
+    def __init__(self, app: App, security: FlowSecurity, *, rules: Iterable[Rule] | None = None) -> None:
+        self._app = app
+        self._security = security
+        self._gate = Gate(security, guide_rules() if rules is None else rules)
+        self._websockets = WebSockets(app, self._gate)
+        max_age = security.config.hsts_max_age
+        self._hsts = f"max-age={max_age}; includeSubDomains".encode() if max_age else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection (ASGI 3.0)."""
+        if scope["type"] == "lifespan" or not self._security.enabled:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._websockets.handle(scope, receive, send)
+        else:
+            raise RuntimeError(f"{scope['type']} is nothing that can be secured")
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        visit = self._gate.visit(scope, scope["method"])
+        answer = _Answer(send, self._hsts if visit.client.secure else None)
+        try:
+            principal = await self._gate.admit(visit)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the request is refused)
+            refusal = self._gate.refuse(visit, error)
+            if refusal is not None:
+                await _answer(refusal, visit, answer)
+                return
+            principal = visit.principal or ANONYMOUS
+        scope["state"] = {**scope.get("state", {}), "principal": principal}
+        with acting.scope(acting_as(principal, visit, self._security)):
+            try:
+                await self._app(scope, receive, answer.send)
+            except FlowSecurityError as error:
+                if answer.started:
+                    raise
+                await _answer(error, visit, answer)
+
+
+def acting_as(principal: Principal, visit: Visit, security: FlowSecurity) -> Acting | None:
+    """Who acts during a visit: nobody, where everybody may come."""
+    if principal is ANONYMOUS:
+        return None
+    return Acting(principal, visit.txn, security)
+
+
+async def _answer(error: FlowSecurityError, visit: Visit, answer: _Answer) -> None:
+    await problem_of(error, visit.endpoint).send(answer.send)
+
+
+class _Answer:
+    """The answer to a request: whether it has begun, with HSTS (RFC 6797) put on it."""
+
+    __slots__ = ("_hsts", "_send", "started")
+
+    def __init__(self, send: Send, hsts: bytes | None) -> None:
+        self._send = send
+        self._hsts = hsts
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on to the server."""
+        if not self.started and message["type"] == "http.response.start":
+            self.started = True
+            headers = list(message.get("headers", ()))
+            if self._hsts is not None and all(name.lower() != _HSTS for name, _ in headers):
+                message = {**message, "headers": [*headers, (_HSTS, self._hsts)]}
+        await self._send(message)
+
+
+_HSTS = b"strict-transport-security"

@@ -1,0 +1,117 @@
+"""Refusals as HTTP answers: problem details (RFC 9457)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import NamedTuple
+
+from limits import parse
+from pydantic_core import to_json
+
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import (
+    AccessDeniedError,
+    AuthenticationError,
+    BackendUnavailableError,
+    FlowSecurityError,
+    RateLimitExceededError,
+)
+from taskiq_flow_security.http.asgi import Message, Send
+
+_REALM = 'realm="taskiq-flow"'
+
+_BAD_REQUEST = frozenset({Reason.SEVERAL_CREDENTIALS, Reason.CREDENTIALS_IN_QUERY})
+_MISSING = frozenset({Reason.NO_CREDENTIALS, Reason.NO_PRINCIPAL, Reason.BEARER_NOT_ACCEPTED})
+_REFUSED_KEYS = frozenset({Reason.UNKNOWN_API_KEY, Reason.API_KEY_EXPIRED, Reason.API_KEY_REMOVED})
+
+
+class Problem(NamedTuple):
+    """One answer that is not what was asked for."""
+
+    status: HTTPStatus
+    reason: str
+    """A stable code, one of `taskiq_flow_security.core.reasons.Reason`."""
+    detail: str
+    headers: Mapping[str, str] = {}
+
+    def start(self) -> Message:
+        """The message that begins the answer, without its type."""
+        headers = {
+            "content-type": "application/problem+json",
+            "content-length": str(len(self.body())),
+            "cache-control": "no-store",
+            **self.headers,
+        }
+        return {
+            "status": self.status.value,
+            "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
+        }
+
+    def body(self) -> bytes:
+        """The problem as JSON."""
+        return to_json(
+            {
+                "type": "about:blank",
+                "title": self.status.phrase,
+                "status": self.status.value,
+                "detail": self.detail,
+                "reason": self.reason,
+            }
+        )
+
+    async def send(self, send: Send, kind: str = "http.response") -> None:
+        """Answer with it. `kind` is ``websocket.http.response`` for a handshake that is denied."""
+        await send({"type": f"{kind}.start", **self.start()})
+        await send({"type": f"{kind}.body", "body": self.body()})
+
+
+def problem_of(error: FlowSecurityError, endpoint: str = "default") -> Problem:
+    """The answer that says an error."""
+    if isinstance(error, AuthenticationError):
+        return _unauthenticated(error)
+    if isinstance(error, AccessDeniedError):
+        return _denied(error)
+    if isinstance(error, RateLimitExceededError):
+        return _too_many(error, endpoint)
+    if isinstance(error, BackendUnavailableError):
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, error.reason, str(error), {"retry-after": "1"})
+    return Problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR, Reason.INTERNAL_ERROR, "The server is not set up for this; its log says why."
+    )
+
+
+def _unauthenticated(error: AuthenticationError) -> Problem:
+    detail = str(error.args[1])
+    if error.reason in _BAD_REQUEST:
+        challenge = f'Bearer {_REALM}, error="invalid_request"'
+        return Problem(HTTPStatus.BAD_REQUEST, error.reason, detail, {"www-authenticate": challenge})
+    if error.reason in _MISSING:  # RFC 6750 section 3.1: no error code where no token was sent
+        return Problem(HTTPStatus.UNAUTHORIZED, error.reason, detail, {"www-authenticate": f"Bearer {_REALM}"})
+    if error.reason in _REFUSED_KEYS:
+        return Problem(HTTPStatus.FORBIDDEN, error.reason, detail)
+    challenge = f'Bearer {_REALM}, error="invalid_token"'
+    return Problem(HTTPStatus.UNAUTHORIZED, error.reason, detail, {"www-authenticate": challenge})
+
+
+def _denied(error: AccessDeniedError) -> Problem:
+    if error.reason == Reason.INTERNAL_ERROR:
+        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, error.reason, str(error.args[1]))
+    if error.reason == Reason.TOO_MANY_CONNECTIONS:
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, error.reason, str(error.args[1]), {"retry-after": "1"})
+    headers = {}
+    if error.reason not in (Reason.HTTPS_REQUIRED, Reason.NO_RULE, Reason.ORIGIN):
+        headers["www-authenticate"] = f'Bearer {_REALM}, error="insufficient_scope"'
+    return Problem(HTTPStatus.FORBIDDEN, error.reason, str(error.args[1]), headers)
+
+
+def _too_many(error: RateLimitExceededError, endpoint: str) -> Problem:
+    """429 with ``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers-10)."""
+    seconds = max(1, math.ceil(error.retry_after))
+    headers = {"retry-after": str(seconds)}
+    if error.limit is not None:
+        item = parse(error.limit)
+        headers["ratelimit-policy"] = f'"{endpoint}";q={item.amount};w={item.get_expiry()}'
+        headers["ratelimit"] = f'"{endpoint}";r=0;t={seconds}'
+    return Problem(HTTPStatus.TOO_MANY_REQUESTS, error.reason, str(error), headers)

@@ -1,0 +1,180 @@
+"""Which request asks for what: a table from method and path to endpoint, permission and pipeline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from starlette.routing import compile_path
+
+from taskiq_flow_security.core.policy import AccessRequest
+from taskiq_flow_security.core.principal import Permission
+from taskiq_flow_security.errors import ConfigurationError
+
+WEBSOCKET = "WEBSOCKET"
+"""Stands for the method where the request is a WebSocket's handshake."""
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", WEBSOCKET})
+_PARAMETER = re.compile(r"{(\w+)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the requests of one endpoint need.
+
+    ``Rule("POST", "/reports/{report}/run", "run_report", permission="execute", pipeline="{report}")``: `path` is
+    written as for Starlette's router, `pipeline` is the name of one or a parameter of the path. Without a `permission`,
+    any authenticated caller may pass. A permission without a pipeline is asked for the resource ``endpoint:<name>``. A
+    `public` rule lets everybody pass, unauthenticated. ``GET`` covers ``HEAD``.
+
+    Raises `ConfigurationError` for a rule that cannot be meant.
+    """
+
+    method: str
+    path: str
+    endpoint: str
+    permission: Permission | str | None = None
+    pipeline: str | None = None
+    public: bool = False
+
+    def __post_init__(self) -> None:
+        what = f"rule {self.method} {self.path}"
+        if self.method not in _METHODS:
+            raise ConfigurationError(f"{what}: the method must be one of {', '.join(sorted(_METHODS))}.")
+        if not self.path.startswith("/") or not is_normal(self.path):
+            raise ConfigurationError(f"{what}: the path must begin with / and have no empty, . or .. segments.")
+        if not self.endpoint:
+            raise ConfigurationError(f"{what}: name the endpoint; rate limits and audit events go by that name.")
+        if self.permission is not None and self.permission not in set(Permission):
+            raise ConfigurationError(f"{what}: permission must be one of {', '.join(Permission)}.")
+        if self.public and (self.permission is not None or self.pipeline is not None):
+            raise ConfigurationError(f"{what}: a public rule asks nobody for a permission; leave one of both out.")
+        if self.pipeline is not None and self.permission is None:
+            raise ConfigurationError(f"{what}: say which permission on the pipeline is needed.")
+        parameter = _PARAMETER.fullmatch(self.pipeline or "")
+        if parameter and parameter[1] not in _compile(self)[1]:
+            raise ConfigurationError(f"{what}: the path has no parameter {self.pipeline}.")
+
+
+class Match(NamedTuple):
+    """The rule that a request falls under, and the pipeline that its path names."""
+
+    rule: Rule
+    pipeline: str | None
+
+    @property
+    def request(self) -> AccessRequest | None:
+        """What has to be allowed, if anything."""
+        if self.rule.permission is None:
+            return None
+        return AccessRequest(Permission(self.rule.permission), self.pipeline, endpoint=self.rule.endpoint)
+
+
+@dataclass(frozen=True)
+class RuleTable:
+    """Finds the rule for a request: the first one whose path matches, as Starlette's router goes through its routes.
+
+    Raises `ConfigurationError` if a rule could never be reached.
+    """
+
+    rules: tuple[Rule, ...]
+    _paths: dict[str, list[tuple[re.Pattern[str], Any, Rule]]] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            if "{" not in rule.path and (earlier := self._first(rule.method, rule.path)) is not None:
+                raise ConfigurationError(
+                    f"rule {rule.method} {rule.path}: {earlier.rule.path} comes before it; put the more special first."
+                )
+            pattern, convertors = _compile(rule)
+            for method in ("GET", "HEAD") if rule.method == "GET" else (rule.method,):
+                self._paths.setdefault(method, []).append((pattern, convertors, rule))
+        object.__setattr__(self, "find", lru_cache(maxsize=4096)(self.find))
+
+    @property
+    def endpoints(self) -> frozenset[str]:
+        """The names of all endpoints."""
+        return frozenset(rule.endpoint for rule in self.rules)
+
+    def find(self, method: str, path: str) -> Match | None:
+        """The rule for a path as the router will see it; none for one that is not in its normal form."""
+        return self._first(method, path) if is_normal(path) else None
+
+    def _first(self, method: str, path: str) -> Match | None:
+        for pattern, convertors, rule in self._paths.get(method, ()):
+            found = pattern.match(path)
+            if found is None:
+                continue
+            parameter = _PARAMETER.fullmatch(rule.pipeline or "")
+            if parameter is None:
+                return Match(rule, rule.pipeline)
+            name = parameter[1]
+            return Match(rule, str(convertors[name].convert(found[name])))
+        return None
+
+
+def is_normal(path: str) -> bool:
+    """Whether a path says what it means: no two ways to write it, and nothing that some parser on the way undoes."""
+    if not path.startswith("/") or "\\" in path or "\ufffd" in path or not path.isprintable():
+        return False
+    segments = path[1:].split("/")
+    return not any(segment in (".", "..") for segment in segments) and "" not in segments[:-1]
+
+
+def is_plain(raw_path: bytes) -> bool:
+    """Whether nothing that separates a path's segments was sent encoded (RFC 3986 section 2.2)."""
+    lower = raw_path.lower()
+    return not any(encoded in lower for encoded in (b"%2f", b"%5c", b"%2e", b"%00"))
+
+
+def _compile(rule: Rule) -> tuple[re.Pattern[str], Any]:
+    try:
+        pattern, _, convertors = compile_path(rule.path)
+    except (AssertionError, ValueError) as error:
+        raise ConfigurationError(f"rule {rule.method} {rule.path}: {error}") from None
+    return pattern, convertors
+
+
+def guide_rules(prefixes: Iterable[str] = ("", "/api")) -> tuple[Rule, ...]:
+    """The API that taskiq-flow's security guide describes, under each of these prefixes."""
+    read, execute, pipeline = Permission.READ, Permission.EXECUTE, "{pipeline_id}"
+    return tuple(
+        Rule(method, prefix + path, endpoint, permission, None if permission is None else pipeline)
+        for prefix in prefixes
+        for method, path, endpoint, permission in (
+            ("GET", "/whoami", "whoami", None),
+            ("GET", "/pipelines", "list_pipelines", None),
+            ("GET", "/pipelines/{pipeline_id}/dag", "get_dag", read),
+            ("GET", "/pipelines/{pipeline_id}/critical-path", "get_critical_path", read),
+            ("GET", "/pipelines/{pipeline_id}/parallel-groups", "get_parallel_groups", read),
+            ("POST", "/pipelines/{pipeline_id}/execute", "execute_pipeline", execute),
+            ("GET", "/pipelines/{pipeline_id}/status", "get_status", read),
+            ("GET", "/pipelines/{pipeline_id}/runs/{run_id}", "get_run", read),
+            (WEBSOCKET, "/ws", "websocket_connect", None),
+        )
+    )
+
+
+def taskiq_flow_rules() -> tuple[Rule, ...]:
+    """The routes of taskiq-flow's own ``PipelineVisualizationAPI`` (1.2.2), its DAG and WebSocket routers mounted."""
+    read, admin, pipeline = Permission.READ, Permission.ADMIN, "{pipeline_id}"
+    return (
+        Rule("GET", "/pipelines", "list_pipelines"),
+        Rule("GET", "/pipelines/{pipeline_id}", "get_pipeline", read, pipeline),
+        Rule("POST", "/pipelines/{pipeline_id}", "register_pipeline", admin, pipeline),
+        Rule("GET", "/pipelines/{pipeline_id}/status", "get_status", read, pipeline),
+        Rule("GET", "/pipelines/{pipeline_id}/dag", "get_dag", read, pipeline),
+        Rule("GET", "/pipelines/{pipeline_id}/dag/dot", "get_dag", read, pipeline),
+        Rule("GET", "/pipelines/{pipeline_id}/visualize", "get_dag", read, pipeline),
+        Rule("GET", "/dag/{pipeline_id}", "get_dag", read, pipeline),
+        Rule("GET", "/dag/{pipeline_id}/critical-path", "get_critical_path", read, pipeline),
+        Rule("GET", "/dag/{pipeline_id}/parallel-groups", "get_parallel_groups", read, pipeline),
+        Rule("GET", "/dag/{pipeline_id}/networkx", "get_dag", read, pipeline),
+        Rule("GET", "/ws/clients/{pipeline_id}", "websocket_clients", read, pipeline),
+        Rule("GET", "/ws/pipelines", "list_pipelines"),
+        Rule("GET", "/metrics", "metrics", admin),
+        Rule(WEBSOCKET, "/ws/{pipeline_id}", "websocket_connect", read, pipeline),
+    )

@@ -1,0 +1,32 @@
+"""A login that has ended, or should never have had no end, lets nobody in any more."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+import pytest
+
+from taskiq_flow_security import AuthenticationError, Principal
+from tests.attacks.forging import encode
+from tests.integration.inmemory.harness import SECRET, Clock, Process
+
+
+async def test_who_acts_when_their_login_ends_kicks_nothing_more(process: Process, clock: Clock) -> None:
+    alice = Principal("alice", roles=["processor"], expires_at=clock.now + 60)
+    with process.security.acting_as(alice):
+        await process.clean.kiq([1])
+        process.broker.take()
+        clock.now += 3600
+        with pytest.raises(AuthenticationError) as refusal:
+            await process.clean.kiq([1])
+    assert refusal.value.reason == "expired"
+
+
+@pytest.mark.parametrize("moment", ["Infinity", "1e999"])
+async def test_a_bearer_token_that_expires_at_infinity_is_one_that_never_expires(process: Process, moment: str) -> None:
+    claims = f'{{"sub": "alice", "roles": ["processor"], "exp": {moment}}}'
+    signed = f"{encode({'alg': 'HS256', 'typ': 'JWT'})}.{encode(claims.encode())}"
+    signature = encode(hmac.new(SECRET.encode(), signed.encode(), hashlib.sha256).digest())
+    with pytest.raises(AuthenticationError):
+        await process.security.authenticate(bearer=f"{signed}.{signature}")

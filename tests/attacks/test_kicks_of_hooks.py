@@ -1,0 +1,137 @@
+"""Kicks by middlewares that may not be made: recorded, never run, and nobody has to wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import pytest
+from taskiq import Context, TaskiqDepends, TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq.kicker import AsyncKicker
+
+from taskiq_flow_security import AccessDeniedError, guard
+from tests.integration.inmemory.fixtures import NewProcess
+from tests.integration.inmemory.harness import PROCESSOR, Process, Task
+
+Kick = Callable[[], Awaitable[object]]
+
+
+class Kicks(TaskiqMiddleware):
+    """Kicks something once, in one of its hooks."""
+
+    def __init__(self, hook: str) -> None:
+        super().__init__()
+        self._hook = hook
+        self.kick: Kick | None = None
+
+    async def _at(self, hook: str) -> None:
+        kick = self.kick
+        if kick is not None and hook == self._hook:
+            self.kick = None
+            await kick()
+
+    async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        await self._at("pre_execute")
+        return message
+
+    async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        await self._at("post_execute")
+
+    async def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
+        await self._at("on_error")
+
+    async def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        await self._at("post_save")
+
+
+class YieldsBeforeSending(TaskiqMiddleware):
+    """Waits for something else before it lets a kick go on."""
+
+    async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return message
+
+
+@pytest.mark.parametrize("hook", ["pre_execute", "post_execute"])
+@pytest.mark.parametrize("position", ["before", "after"])
+async def test_a_kick_that_is_denied_keeps_no_message_from_being_acked(
+    new_process: NewProcess, hook: str, position: str
+) -> None:
+    kicks = Kicks(hook)
+    process = new_process(
+        before=(kicks,) if position == "before" else (), after=(kicks,) if position == "after" else ()
+    )
+    kicks.kick = process.report.kiq
+    outcome = await process.broker.deliver(await process.genuine())
+    assert outcome.acks == 1
+
+
+async def test_a_kick_that_is_recorded_as_denied_never_runs(new_process: NewProcess) -> None:
+    kicks = Kicks("post_save")
+    both = {"data": {"execute": ["processor"]}, "reports": {"execute": ["processor"]}}
+    process = new_process(after=(kicks,), pipeline_acls=both)
+    with process.security.acting_as(PROCESSOR, pipeline="data"):
+        await process.loose.kiq()
+    kicks.kick = process.loose.kicker().with_labels(pipeline="reports").kiq
+    process.audit.take()
+    await process.broker.deliver(process.broker.take())
+    assert "pipeline_mismatch" in [entry.reason for entry in process.audit.take()]
+    process.ran.clear()
+    for data in process.broker.sent:
+        await process.broker.deliver(data)
+    assert process.ran == []
+
+
+async def test_of_several_kicks_at_a_time_that_a_rate_limit_refuses_none_is_sent(new_process: NewProcess) -> None:
+    kicks = Kicks("on_error")
+    process = new_process(before=(kicks,), after=(YieldsBeforeSending(),))
+
+    def rare(name: str) -> Task:
+        @process.broker.task(name, pipeline="data")
+        @guard(rate_limit="1/hour")
+        async def rare() -> None: ...
+
+        return rare
+
+    @process.broker.task("fail", pipeline="data")
+    async def fail() -> None:
+        raise ValueError
+
+    limited = [rare("first"), rare("second")]
+    for task in limited:
+        await process.kick(task)
+    kicks.kick = lambda: asyncio.gather(*(task.kiq() for task in limited), return_exceptions=True)
+    await process.broker.deliver(await process.kick(fail))
+    assert process.broker.sent == []
+
+
+async def test_a_denied_kick_of_what_a_task_leaves_behind_raises_in_it(process: Process) -> None:
+    task_is_done = asyncio.Event()
+    left_behind: list[asyncio.Task[None]] = []
+
+    async def later() -> None:
+        await task_is_done.wait()
+        await process.report.kiq()
+
+    @process.broker.task("start", pipeline="data")
+    async def start() -> None:
+        left_behind.append(asyncio.create_task(later()))
+
+    await process.broker.deliver(await process.kick(start))
+    task_is_done.set()
+    with pytest.raises(AccessDeniedError):
+        await left_behind[0]
+
+
+async def test_a_task_that_kicks_itself_under_its_own_id_counts_against_its_rate_limit(process: Process) -> None:
+    @process.broker.task("again", pipeline="data")
+    @guard(rate_limit="1/hour")
+    async def again(context: Annotated[Context, TaskiqDepends()]) -> None:
+        process.ran.append(("again", None))
+        kicker: AsyncKicker[..., object] = AsyncKicker("again", process.broker, {"pipeline": "data"})
+        await kicker.with_task_id(context.message.task_id).kiq()
+
+    await process.broker.deliver(await process.kick(again))
+    assert process.broker.sent == []
