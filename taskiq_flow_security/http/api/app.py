@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from taskiq import AsyncBroker
@@ -13,13 +15,17 @@ from taskiq import AsyncBroker
 from taskiq_flow_security.broker.middleware import SecurityMiddleware
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.errors import ConfigurationError
-from taskiq_flow_security.http.api.documents import Documents
+from taskiq_flow_security.http.api import documents
 from taskiq_flow_security.http.api.endpoints import Endpoints
-from taskiq_flow_security.http.api.failures import HANDLERS, on_unexpected_error
+from taskiq_flow_security.http.api.failures import on_http_exception, on_unexpected_error
 from taskiq_flow_security.http.api.live import Live
 from taskiq_flow_security.http.middleware import HTTPSecurityMiddleware
+from taskiq_flow_security.http.rules import Rule, guide_rules
 from taskiq_flow_security.pipelines import Catalogue
 from taskiq_flow_security.security import FlowSecurity
+
+_PREFIX = "/api"
+"""Under which the endpoints are served too."""
 
 
 def create_visualization_api(
@@ -53,14 +59,15 @@ class VisualizationAPI:
         self.security = _secure(broker, config)
         self._catalogue = Catalogue(broker)
         routes = _routes(Endpoints(self.security, broker, self._catalogue), Live(self.security, self._catalogue))
-        documents = Documents()
         app = Starlette(
-            routes=[*documents.routes, Mount("/api", routes=routes), *routes],
+            routes=[*documents.routes(), Mount(_PREFIX, routes=routes), *routes],
             lifespan=self._lifespan,
-            exception_handlers={**HANDLERS, Exception: on_unexpected_error},
+            middleware=[Middleware(HTTPSecurityMiddleware, self.security, rules=_rules())],
+            exception_handlers={HTTPException: on_http_exception, Exception: on_unexpected_error},
         )
         app.router.redirect_slashes = False  # a path is one of ours, or none
-        self._app = HTTPSecurityMiddleware(app, self.security, rules=documents.rules)
+        app.middleware_stack = app.build_middleware_stack()  # now, and so what is wrong with the settings is said now
+        self._app = app
 
     def add_pipeline(self, pipeline_id: str, pipeline: object) -> None:
         """Serve a pipeline. Raises `ConfigurationError` if that is not possible."""
@@ -91,6 +98,11 @@ def _secure(broker: AsyncBroker, config: TaskiqFlowConfig | None) -> FlowSecurit
     security = FlowSecurity(config or TaskiqFlowConfig())
     broker.add_middlewares(SecurityMiddleware(security))
     return security
+
+
+def _rules() -> list[Rule]:
+    health = (Rule("GET", f"{prefix}/health", "health", public=True) for prefix in ("", _PREFIX))
+    return [*guide_rules(("", _PREFIX)), *health, *documents.public_rules()]
 
 
 def _routes(endpoints: Endpoints, live: Live) -> list[BaseRoute]:

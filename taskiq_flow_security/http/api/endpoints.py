@@ -7,15 +7,17 @@ import logging
 from datetime import datetime, timezone
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from taskiq import AsyncBroker
+from taskiq.exceptions import SendTaskError
 
 from taskiq_flow_security.core.policy import AccessRequest
-from taskiq_flow_security.core.principal import Permission, Principal
-from taskiq_flow_security.errors import BackendUnavailableError
+from taskiq_flow_security.core.principal import ANONYMOUS, Permission, Principal
+from taskiq_flow_security.errors import BackendUnavailableError, UnsignableMessageError
 from taskiq_flow_security.http.api import bodies, run_states
 from taskiq_flow_security.http.api.bodies import answer
+from taskiq_flow_security.http.api.failures import cause_of
 from taskiq_flow_security.http.api.models import (
     Caller,
     CriticalPath,
@@ -112,6 +114,11 @@ class Endpoints:
                 task_id = await pipeline.start(execution.args, execution.kwargs)
             except InputError as error:
                 raise HTTPException(422, str(error)) from None
+            except UnsignableMessageError:
+                raise _unsendable() from None
+            except SendTaskError as error:
+                cause = cause_of(error)
+                raise _unsendable() if isinstance(cause, UnsignableMessageError) else cause from error
         run = Run(actor.txn, pipeline.id, task_id, principal.subject, started_at)
         try:
             await security.runs.add(run)
@@ -144,9 +151,9 @@ class Endpoints:
         return pipeline
 
 
-def caller(request: Request) -> Principal:
-    """Who asks."""
-    principal = request.state.principal
+def caller(connection: HTTPConnection) -> Principal:
+    """Who asks, as the middleware knows it; where security is off, it knows nobody."""
+    principal = getattr(connection.state, "principal", ANONYMOUS)
     assert isinstance(principal, Principal)
     return principal
 
@@ -154,3 +161,7 @@ def caller(request: Request) -> Principal:
 def may(security: FlowSecurity, principal: Principal, permission: Permission, pipeline_id: str) -> bool:
     """Whether the policy lets the principal do this with a pipeline, or security is only monitored."""
     return security.monitoring or security.decide(principal, AccessRequest(permission, pipeline_id)).allowed
+
+
+def _unsendable() -> HTTPException:
+    return HTTPException(422, "The arguments hold a value that cannot be sent.")

@@ -1,85 +1,53 @@
-"""Exceptions as answers: problem details (RFC 9457), which say what the caller can do and nothing about the server."""
+"""What the router and the endpoints raise, as answers. Errors of this package are the middleware's to answer."""
 
 from __future__ import annotations
 
-import math
 from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from taskiq.exceptions import SendTaskError
 
-from taskiq_flow_security.errors import (
-    AccessDeniedError,
-    AuthenticationError,
-    BackendUnavailableError,
-    FlowSecurityError,
-    RateLimitExceededError,
-    UnsignableMessageError,
-)
-from taskiq_flow_security.http.api.models import Problem
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import BackendUnavailableError, FlowSecurityError
+from taskiq_flow_security.http.problems import Problem
 
-RETRY_SECONDS = 5
-"""After which a client may try again where something is away."""
-
-
-def problem(
-    status: int, detail: str, *, reason: str | None = None, headers: dict[str, str] | None = None
-) -> Response:
-    """A problem as an answer."""
-    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, reason=reason)
-    return Response(
-        body.model_dump_json(exclude_none=True),
-        status,
-        {"cache-control": "no-store", **(headers or {})},
-        media_type="application/problem+json",
-    )
-
-
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """What the router and the endpoints raise."""
-    assert isinstance(error, HTTPException)
-    return problem(error.status_code, error.detail, headers=dict(error.headers or {}))
-
-
-async def on_security_error(request: Request, error: Exception) -> Response:
-    """What a kick or a store raises."""
-    if isinstance(error, AuthenticationError):
-        challenge = {"www-authenticate": 'Bearer error="invalid_token"'}  # RFC 6750, section 3
-        return problem(401, str(error), reason=error.reason, headers=challenge)
-    if isinstance(error, AccessDeniedError):
-        return problem(403, str(error), reason=error.reason)
-    if isinstance(error, RateLimitExceededError):
-        retry_after = {"retry-after": str(math.ceil(error.retry_after))}
-        return problem(429, str(error), reason=error.reason, headers=retry_after)
-    if isinstance(error, BackendUnavailableError):
-        return _unavailable(error.reason)
-    if isinstance(error, UnsignableMessageError):
-        return problem(422, "The arguments hold a value that cannot be sent.")
-    raise error
-
-
-async def on_send_error(request: Request, error: Exception) -> Response:
-    """What TaskIQ makes of everything that fails while a message is sent."""
-    cause = error.__cause__
-    if isinstance(cause, FlowSecurityError):
-        return await on_security_error(request, cause)
-    return _unavailable("broker_unavailable")
-
-
-HANDLERS = {
-    HTTPException: on_http_exception,
-    FlowSecurityError: on_security_error,
-    SendTaskError: on_send_error,
+_REASONS = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+    422: "invalid_input",
 }
 
 
+class _ProblemResponse(Response):
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(status_code=problem.status.value)
+        self._problem = problem
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._problem.send(send)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """The answer to what Starlette's router and the endpoints raise."""
+    assert isinstance(error, HTTPException)
+    reason = _REASONS.get(error.status_code, Reason.INVALID_REQUEST)
+    return _ProblemResponse(Problem(HTTPStatus(error.status_code), reason, error.detail, dict(error.headers or {})))
+
+
 async def on_unexpected_error(request: Request, error: Exception) -> Response:
-    """What nobody has thought of. The server logs it."""
-    return problem(500, "An unexpected error; the server's log has it.")
+    """The answer to what nobody has thought of. The server logs it."""
+    detail = "An unexpected error; the server's log has it."
+    return _ProblemResponse(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, Reason.INTERNAL_ERROR, detail))
 
 
-def _unavailable(reason: str) -> Response:
-    detail = "Something that is needed for this is away; try again later."
-    return problem(503, detail, reason=reason, headers={"retry-after": str(RETRY_SECONDS)})
+def cause_of(error: SendTaskError) -> FlowSecurityError:
+    """What TaskIQ has wrapped while it sent a message: an error of this package, or the broker is away."""
+    cause = error.__cause__
+    if isinstance(cause, FlowSecurityError):
+        return cause
+    return BackendUnavailableError("The broker cannot be reached; try again later.")

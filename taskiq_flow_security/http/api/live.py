@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from taskiq_flow_security.core.principal import Permission, Principal
-from taskiq_flow_security.http.api.endpoints import may
+from taskiq_flow_security.core.principal import ANONYMOUS, Permission
+from taskiq_flow_security.http.api.endpoints import caller, may
 from taskiq_flow_security.pipelines import Catalogue
 from taskiq_flow_security.runs.events import RunEvent, RunEventKind
 from taskiq_flow_security.security import FlowSecurity
@@ -120,6 +120,7 @@ class Live:
 class _Connection:
     def __init__(self, websocket: WebSocket, security: FlowSecurity, catalogue: Catalogue) -> None:
         self._websocket = websocket
+        self._principal = caller(websocket)
         self._security = security
         self._catalogue = catalogue
         self._subscriptions: dict[str, asyncio.Task[None]] = {}
@@ -149,7 +150,7 @@ class _Connection:
             await self._send(Error(reason="invalid_message", detail="Send connect, subscribe or unsubscribe, as JSON."))
             return
         if isinstance(message, Connect):
-            await self._send(Connected(subject=self._principal().subject))
+            await self._send(Connected(subject=self._principal.subject))
         elif isinstance(message, Subscribe):
             await self._subscribe(message.pipeline_id)
         else:
@@ -199,9 +200,7 @@ class _Connection:
                 await self._send(_shown(event))
 
     async def _deny(self, pipeline_id: str) -> None:
-        await self._send(
-            Error(reason="forbidden", detail="You may not read this pipeline.", pipeline_id=pipeline_id)
-        )
+        await self._send(Error(reason="forbidden", detail="You may not read this pipeline.", pipeline_id=pipeline_id))
         await self._close(FORBIDDEN)
 
     async def _send(self, message: BaseModel) -> None:
@@ -220,13 +219,9 @@ class _Connection:
         with suppress(RuntimeError, asyncio.TimeoutError):  # it was closed meanwhile, or cannot even be told
             await asyncio.wait_for(self._websocket.close(code), SEND_SECONDS)
 
-    def _principal(self) -> Principal:
-        principal = self._websocket.state.principal
-        assert isinstance(principal, Principal)
-        return principal
-
     def _may_read(self, pipeline_id: str) -> bool:
-        return may(self._security, self._principal(), Permission.READ, pipeline_id)
+        # The middleware lets nobody in unknown, but where the settings say so.
+        return self._principal is ANONYMOUS or may(self._security, self._principal, Permission.READ, pipeline_id)
 
 
 def _shown(event: RunEvent) -> Event:

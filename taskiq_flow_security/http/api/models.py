@@ -130,11 +130,11 @@ class RunDetails(RunSummary):
     error: RunError | None = None
 
 
-class Problem(BaseModel):
+class ProblemDetails(BaseModel):
     """Why there is no other answer (RFC 9457)."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
-    reason: str | None = Field(default=None, description="A stable code.")
+    reason: str = Field(description="A stable code.")

@@ -21,9 +21,7 @@ _logger = logging.getLogger(__name__)
 async def summary(run: Run, backend: AsyncResultBackend[Any]) -> RunSummary:
     """A run and its state. Raises `BackendUnavailableError` if nobody can tell now."""
     result = await _result(run, backend)
-    return RunSummary(
-        run_id=run.run_id, state=_state(result), subject=run.subject, started_at=_moment(run.started_at)
-    )
+    return RunSummary(run_id=run.run_id, state=_state(result), subject=run.subject, started_at=_moment(run.started_at))
 
 
 async def details(run: Run, backend: AsyncResultBackend[Any]) -> RunDetails:
