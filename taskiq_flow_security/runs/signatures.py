@@ -17,6 +17,7 @@ from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.runs.events import RunEvent
 from taskiq_flow_security.runs.records import Run
 from taskiq_flow_security.tokens import jws
+from taskiq_flow_security.tokens.jws import JwsHeader
 from taskiq_flow_security.tokens.keyring import Keyring, Use
 
 EVENTS_TTL = 60.0
@@ -24,7 +25,6 @@ EVENTS_TTL = 60.0
 
 _RUN_TYP = "taskiq-run+jwt"
 _EVENTS_TYP = "taskiq-run-events+jwt"
-_HEADER_NAMES = frozenset({"alg", "kid", "typ"})
 
 
 class _Claims(BaseModel):
@@ -102,7 +102,7 @@ class RunSignatures:
 
     def _sign(self, use: Use, typ: str, claims: _Claims, now: float) -> str:
         key = self._keyring.signer(use, now)
-        protected = jws.encode_segment(to_json({"alg": key.alg, "kid": key.kid, "typ": typ}))
+        protected = jws.encode_segment(to_json(JwsHeader(alg=key.alg, kid=key.kid, typ=typ)))
         payload = jws.encode_segment(to_json(claims))
         text = b".".join((protected, payload, jws.sign(key, protected, payload))).decode()
         if len(text) > jws.MAX_BYTES:
@@ -110,8 +110,9 @@ class RunSignatures:
         return text
 
     def _read(self, use: Use, typ: str, claims_type: type[C], text: object, now: float) -> C:
-        token = jws.parse(_as_text(text), _HEADER_NAMES, typ)
-        jws.verify(token, token.payload, self._keyring, use, now, self._leeway)
+        token = jws.parse(_as_text(text))
+        header = jws.read_header(token, JwsHeader, typ)
+        jws.verify(token, header.alg, token.payload, self._keyring.verifier(use, header.kid, now, self._leeway))
         try:
             claims = claims_type.model_validate_json(jws.decode_segment(token.payload))
         except ValidationError:

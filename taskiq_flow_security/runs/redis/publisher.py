@@ -21,7 +21,7 @@ from taskiq_flow_security.runs.signatures import RunSignatures
 
 _logger = logging.getLogger(__name__)
 
-_GATHER_SECONDS = 0.01
+_GATHER_SECONDS = 0.05
 """From one round trip to the next, so that events of a busy process are sent together."""
 _AT_ONCE = 500
 """Events in one round trip."""

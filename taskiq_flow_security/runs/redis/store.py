@@ -105,5 +105,6 @@ class RedisRunStore:
         try:
             return await background.run(asyncio.wait_for(operation, _DEADLINE))
         except UNAVAILABLE as error:
-            problem = f"The store of the runs cannot be reached ({type(error).__name__}); try again later."
-        raise BackendUnavailableError(problem)
+            raise BackendUnavailableError(
+                f"The store of the runs cannot be reached ({type(error).__name__}); try again later."
+            ) from None

@@ -237,6 +237,7 @@ def _publish_in_child(security: FlowSecurity) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # that is what it is about
 async def test_a_forked_process_has_a_connection_of_its_own(deployment: Deployment) -> None:
     there, here = deployment.process(), deployment.process()
     async with here.run_events.subscribe("data") as subscription, there.run_events.subscribe("data") as parents:
