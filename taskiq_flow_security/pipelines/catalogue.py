@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from taskiq import AsyncBroker, AsyncTaskiqDecoratedTask
+from taskiq import AsyncBroker, AsyncTaskiqDecoratedTask, async_shared_broker
 
 from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, TASK_PREFIX
 from taskiq_flow_security.core.principal import ALL_PIPELINES
@@ -65,11 +65,13 @@ class Catalogue:
         if isinstance(given, AsyncTaskiqDecoratedTask):
             if given.labels.get(_PIPELINE_LABEL, pipeline_id) != pipeline_id:
                 raise ConfigurationError(f"The task of {pipeline_id!r} is registered with another pipeline.")
+            if given.broker not in (self._broker, async_shared_broker):
+                raise ConfigurationError(f"The task of {pipeline_id!r} belongs to another broker.")
             return TaskPipeline(pipeline_id, given, self._broker)
         libraries = {cls.__module__.partition(".")[0] for cls in type(given).__mro__}
         if not libraries.isdisjoint({"taskiq_flow", "taskiq_pipelines"}):
             if getattr(given, "broker", None) is not self._broker:
-                raise ConfigurationError(f"The pipeline {pipeline_id!r} is made for another broker.")
+                raise ConfigurationError(f"The pipeline {pipeline_id!r} belongs to another broker.")
             return self._library_pipeline(pipeline_id, given)
         if not isinstance(given, Pipeline):
             raise ConfigurationError(

@@ -40,6 +40,12 @@ class DataflowPipeline:
     """Runs a graph of tasks with taskiq-flow's engine, in this process; what comes of it goes to the result backend."""
 
     def __init__(self, pipeline_id: str, pipeline: FlowPipeline, broker: AsyncBroker) -> None:
+        """Raises `ConfigurationError` for what would run otherwise than it is shown, or over another broker."""
+        if pipeline._map_operations or pipeline._reduce_operations:
+            raise ConfigurationError(
+                f"The pipeline {pipeline_id!r} has map and reduce operations, which taskiq-flow's engine does not run; "
+                "make them tasks of its graph."
+            )
         self.id = pipeline_id
         self.graph = _graph(pipeline.visualize())
         assert pipeline._dag is not None  # `visualize` has built it
