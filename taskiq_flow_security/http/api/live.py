@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -26,7 +27,6 @@ MAX_MESSAGE_CHARACTERS = 16 * 1024
 FORBIDDEN = 4403
 TOO_BIG = 1009  # RFC 6455, section 7.4.1
 INTERNAL_ERROR = 1011
-TRY_AGAIN_LATER = 1013  # registered for RFC 6455, section 11.7
 
 
 class _Message(BaseModel):
@@ -112,9 +112,7 @@ class Live:
     async def serve(self, websocket: WebSocket) -> None:
         """Serve one connection to its end."""
         await websocket.accept()
-        connection = _Connection(websocket, self._security, self._catalogue)
-        with suppress(WebSocketDisconnect):
-            await connection.serve()
+        await _Connection(websocket, self._security, self._catalogue).serve()
 
 
 class _Connection:
@@ -125,20 +123,23 @@ class _Connection:
         self._catalogue = catalogue
         self._subscriptions: dict[str, asyncio.Task[None]] = {}
         self._sending = asyncio.Lock()
-        self._closed = False
+        self._closed = asyncio.Event()
 
     async def serve(self) -> None:
+        """Serve until the client goes, or has to."""
+        own = [asyncio.create_task(self._receive()), asyncio.create_task(self._closed.wait())]
         try:
-            while not self._closed:
-                message = await self._websocket.receive()
-                if message["type"] == "websocket.disconnect":
-                    return
-                await self._handle(message.get("text"))
+            await asyncio.wait(own, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            subscriptions = list(self._subscriptions.values())
-            for subscription in subscriptions:
-                subscription.cancel()
-            await asyncio.gather(*subscriptions, return_exceptions=True)
+            tasks = [*own, *self._subscriptions.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive(self) -> None:
+        async with self._ending():
+            while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
+                await self._handle(message.get("text"))
 
     async def _handle(self, text: str | None) -> None:
         if text is not None and len(text) > MAX_MESSAGE_CHARACTERS:
@@ -182,12 +183,18 @@ class _Connection:
         await self._send(Unsubscribed(pipeline_id=pipeline_id))
 
     async def _forward(self, pipeline_id: str) -> None:
-        try:
+        async with self._ending():
             await self._send_events(pipeline_id)
+
+    @asynccontextmanager
+    async def _ending(self) -> AsyncIterator[None]:
+        """Let no error end a part of the connection only."""
+        try:
+            yield
         except WebSocketDisconnect:
-            pass  # which ends the connection where it receives
+            self._closed.set()
         except Exception:
-            _logger.exception("Events of %r cannot be sent because of an unexpected error.", pipeline_id)
+            _logger.exception("A connection ends because of an unexpected error.")
             await self._close(INTERNAL_ERROR)
 
     async def _send_events(self, pipeline_id: str) -> None:
@@ -205,19 +212,18 @@ class _Connection:
 
     async def _send(self, message: BaseModel) -> None:
         async with self._sending:
-            if self._closed:
+            if self._closed.is_set():
                 return
             try:
                 await asyncio.wait_for(self._websocket.send_text(message.model_dump_json()), SEND_SECONDS)
-                return
             except asyncio.TimeoutError:
-                pass
-        await self._close(TRY_AGAIN_LATER)
+                self._closed.set()  # who does not even read cannot be told why
 
     async def _close(self, code: int) -> None:
-        self._closed = True
-        with suppress(RuntimeError, asyncio.TimeoutError):  # it was closed meanwhile, or cannot even be told
-            await asyncio.wait_for(self._websocket.close(code), SEND_SECONDS)
+        if not self._closed.is_set():
+            with suppress(RuntimeError, asyncio.TimeoutError):  # it is closed meanwhile, or does not read either
+                await asyncio.wait_for(self._websocket.close(code), SEND_SECONDS)
+            self._closed.set()
 
     def _may_read(self, pipeline_id: str) -> bool:
         # The middleware lets nobody in unknown, but where the settings say so.
