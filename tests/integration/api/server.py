@@ -92,7 +92,7 @@ class Client:
             raw.setblocking(False)
             await asyncio.get_running_loop().sock_connect(raw, (host, int(port)))
             url = f"ws://{self.address}{path}"
-            async with connect(url, sock=raw, additional_headers=_headers(key)) as connection:
+            async with connect(url, sock=raw, additional_headers=_headers(key), compression=None) as connection:
                 yield Live(connection)
 
 
