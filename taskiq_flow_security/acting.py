@@ -26,6 +26,8 @@ class Acting:
     """The pipeline that tasks without one of their own are kicked for."""
     token: PrincipalToken | None = None
     """The principal as signed: as it was received, or as it was last issued for this scope."""
+    actors: tuple[str, ...] = ()
+    """The tasks that have passed the principal on, the first one first."""
     received: bool = False
     """Whether the token came with a message. Such a token is passed on as it is and never issued again."""
 

@@ -203,6 +203,8 @@ class TaskiqFlowConfig(BaseSettings):
     """Seconds for which an issued principal is accepted; longer than `queue_ttl`."""
     queue_ttl: float = Field(default=86_400, gt=0, le=31_536_000)
     """Seconds that a message may wait before it runs; a task's label ``queue_ttl`` overrides it."""
+    max_delegation_depth: int = Field(default=32, ge=0)
+    """How many tasks may have kicked one another, each from its function, before a kick is denied."""
     unsafe_pickle_messages: bool = False
     """Let the broker's serializer be pickle, which runs code before anything can be verified."""
     clock_leeway: float = Field(default=10, ge=0, le=300)

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from taskiq.abc.result_backend import AsyncResultBackend
@@ -63,7 +64,6 @@ class FlowSecurity:
             config.clock_leeway,
         )
         self.messages = MessageSigner(keyring, config.clock_leeway)
-        self.runs, self.run_events = from_config.runs(config, keyring, clock)
         self.results = ResultSeal(
             ResultSigner(keyring, config.principal_audience, config.clock_leeway),
             self.audit,
@@ -71,6 +71,7 @@ class FlowSecurity:
             enabled=self.enabled,
             monitoring=self.monitoring,
         )
+        self.runs, self.run_events = from_config.runs(config, keyring, clock)
         if not self.enabled:
             _logger.warning("security_enabled is False: every task runs, whoever asks for it.")
             return
@@ -164,8 +165,16 @@ class FlowSecurity:
         """
         if not isinstance(principal, Principal):
             raise TypeError(f"acting_as needs a Principal, not {type(principal).__name__}")
-        with acting.scope(Acting(principal, self._txn(principal), self, pipeline)):
-            yield principal
+        actor = self.actor()
+        if actor is not None and actor.received and actor.principal.same_identity(principal):
+            # A principal that came with a message stays what its issuer has signed; it can only be narrowed.
+            narrowed = actor.principal.within(principal.scope)
+            actor = replace(actor, principal=narrowed, pipeline=pipeline or actor.pipeline)
+        else:
+            actors = () if actor is None else actor.actors
+            actor = Acting(principal, self._txn(principal), self, pipeline, actors=actors)
+        with acting.scope(actor):
+            yield actor.principal
 
     def labels_for(self, principal: Principal) -> dict[str, str]:
         """Labels for an explicit kick: ``task.kicker().with_labels(**security.labels_for(principal)).kiq(...)``.
@@ -255,6 +264,9 @@ class FlowSecurity:
         A principal that came with a message is passed on as it is. Raises `AuthenticationError` where that one is no
         longer valid, where the login has ended, or where this process has no key to issue with.
         """
+        ends = actor.principal.expires_at
+        if ends is not None and now - self.config.clock_leeway >= ends:
+            raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
         if actor.token is not None and actor.received:
             return self.principals.verify(actor.token.text, now)
         if actor.token is None or actor.token.expires_at < until:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, get_type_hints
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, get_args, get_type_hints
 
-from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.message import TaskiqMessage
 from taskiq.receiver.params_parser import parse_params
 from taskiq_dependencies.dependency import Dependency
 
+from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.guard import guard_of
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, read_label
 from taskiq_flow_security.core.guard import Arguments
@@ -18,8 +20,6 @@ from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AccessDeniedError
 
-Task = AsyncTaskiqDecoratedTask[Any, Any]
-
 
 def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
     """The request that running this message is. `task` is the task as it is registered in this process, if it is.
@@ -27,8 +27,16 @@ def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
     Raises `AccessDeniedError` where the message does not fit the registered task.
     """
     pipeline = _pipeline(message, task)
-    guard = None if task is None else guard_of(task.original_func)
-    if task is None or guard is None or guard.predicate is None:
+    if task is None:
+        return AccessRequest(Permission.EXECUTE, pipeline, message.task_name)
+    if message.kwargs and not _dependencies(task.original_func).isdisjoint(message.kwargs):
+        raise AccessDeniedError(
+            Reason.DEPENDENCY_IN_ARGUMENTS,
+            "The message gives an argument that the worker is to resolve as a dependency: its caller, a context, a "
+            "connection; leave it out.",
+        )
+    guard = guard_of(task.original_func)
+    if guard is None or guard.predicate is None:
         return AccessRequest(Permission.EXECUTE, pipeline, message.task_name, guard)
     return AccessRequest(
         Permission.EXECUTE,
@@ -50,6 +58,17 @@ def access_denied(principal: Principal, request: AccessRequest, decision: Decisi
 def registered_pipeline(task: Task | None) -> str | None:
     """The pipeline that a task belongs to by registration."""
     return None if task is None else task.labels.get(PIPELINE_LABEL)
+
+
+@lru_cache(maxsize=4096)
+def _dependencies(function: Callable[..., Any]) -> frozenset[str]:
+    """The parameters that TaskIQ resolves. It lets a message's own arguments take their place (0.13, `run_task`)."""
+    hints = get_type_hints(function, include_extras=True)
+    return frozenset(
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if any(isinstance(mark, Dependency) for mark in (parameter.default, *get_args(hints.get(name))[1:]))
+    )
 
 
 def _pipeline(message: TaskiqMessage, task: Task | None) -> str | None:

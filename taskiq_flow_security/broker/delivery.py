@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from taskiq.abc.broker import AsyncBroker
+from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.exceptions import NoResultError
 from taskiq.serialization import _UnpickleableExceptionWrapper
 
@@ -13,6 +15,8 @@ from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.errors import FlowSecurityError
 from taskiq_flow_security.tokens.message_signature import MessageSignature
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
+
+Task = AsyncTaskiqDecoratedTask[Any, Any]
 
 
 class RefusalSignal(NoResultError, _UnpickleableExceptionWrapper):  # noqa: N818 (the error is what it carries)
@@ -40,6 +44,8 @@ class Delivery:
     broker: AsyncBroker
     task_id: str
     task_name: str
+    task: Task | None = None
+    """The task as it was registered when the message arrived, which is the one that the receiver will run."""
     token: PrincipalToken | None = None
     signature: MessageSignature | None = None
     error: FlowSecurityError | None = None
@@ -49,8 +55,8 @@ class Delivery:
     refusal: RefusalSignal | None = None
     executed: bool = False
     """Whether its function has run, so that what is kicked now is kicked by middlewares."""
-    withheld: str | None = None
-    """The id of the last task that a middleware wanted to kick and may not."""
+    denied_kicks: dict[str, str | None] = field(default_factory=dict)
+    """The tasks that middlewares are kicking and may not, by id: why, where the worker that gets them can be told."""
     keep_result: bool = False
     """Whether a result is there already, which a refusal must not replace."""
 
@@ -69,14 +75,27 @@ def refusing() -> bool:
     return delivery is not None and delivery.refusal is not None
 
 
-def withhold(task_id: str) -> None:
-    """Let the kick that is under way in this context end before anything is sent."""
+def deny_kick(task_id: str, reason: str | None) -> None:
+    """Note that the kick that is under way in this context is denied. Without a `reason` it will not be sent at all."""
     delivery = current.get()
     if delivery is not None:
-        delivery.withheld = task_id
+        delivery.denied_kicks[task_id] = reason
+
+
+def denied_kick(task_id: str) -> str | None:
+    """Why this kick is denied, if it is sent all the same."""
+    delivery = current.get()
+    return None if delivery is None else delivery.denied_kicks.get(task_id)
 
 
 def withholds(task_id: str) -> bool:
     """Whether this kick is not to be sent."""
     delivery = current.get()
-    return delivery is not None and delivery.withheld == task_id
+    return delivery is not None and task_id in delivery.denied_kicks and delivery.denied_kicks[task_id] is None
+
+
+def forget_kick(task_id: str) -> None:
+    """The kick is over."""
+    delivery = current.get()
+    if delivery is not None:
+        delivery.denied_kicks.pop(task_id, None)

@@ -140,6 +140,7 @@ def _isolated(kick: Kick) -> Kick:
     @functools.wraps(kick)
     async def isolated_kick(message: BrokerMessage) -> None:
         if deliveries.withholds(message.task_id):
+            deliveries.forget_kick(message.task_id)
             return
         actor, delivery = acting.current(), deliveries.current.get()
         deliveries.current.set(None)
@@ -148,6 +149,7 @@ def _isolated(kick: Kick) -> Kick:
         finally:
             acting.become(actor)
             deliveries.current.set(delivery)
+            deliveries.forget_kick(message.task_id)
 
     isolated_kick.isolated = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
     return isolated_kick

@@ -8,6 +8,7 @@ holds whatever other middlewares do with the message afterwards.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NoReturn
 
 from taskiq import TaskiqDepends
@@ -19,6 +20,8 @@ from taskiq.result import TaskiqResult
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker.delivery import Delivery, RefusalSignal
 from taskiq_flow_security.errors import FlowSecurityError
+
+_logger = logging.getLogger(__name__)
 
 
 def refuse(message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
@@ -51,6 +54,17 @@ async def result_exists(broker: AsyncBroker, task_id: str) -> bool:
         return await broker.result_backend.is_result_ready(task_id)
     except Exception:  # noqa: BLE001 (result backends raise what they like)
         return True
+
+
+async def answer(broker: AsyncBroker, task_id: str, error: FlowSecurityError) -> None:
+    """Let whoever waits for a task that is never sent know why, unless there is a result already."""
+    if await result_exists(broker, task_id):
+        return
+    result = TaskiqResult[Any](is_err=True, return_value=None, execution_time=0, error=error.with_traceback(None))
+    try:
+        await broker.result_backend.set_result(task_id, result)
+    except Exception:
+        _logger.exception("The result of a kick that was denied cannot be stored.")
 
 
 def _raise_refusal() -> NoReturn:

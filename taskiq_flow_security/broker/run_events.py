@@ -85,8 +85,7 @@ def _tell_of(
     """Tell of a message that was received; nothing if it is not authentic, for what it says is somebody's invention."""
     if delivery.token is None or delivery.signature is None:
         return
-    task = delivery.broker.find_task(message.task_name)
-    pipeline = registered_pipeline(task) or wire.read_label(message, PIPELINE_LABEL)
+    pipeline = registered_pipeline(delivery.task) or wire.read_label(message, PIPELINE_LABEL)
     _tell(security, kind, message, pipeline, delivery.token, reason)
 
 

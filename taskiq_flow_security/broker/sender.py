@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
+
 from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.labels import LabelType
@@ -9,18 +12,19 @@ from taskiq.message import BrokerMessage, TaskiqMessage
 
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker import run_events, signed_json, wire
+from taskiq_flow_security.broker import refusal, run_events, signed_json, wire
 from taskiq_flow_security.broker.access_requests import (
-    Task,
     access_denied,
     access_request,
     registered_pipeline,
 )
+from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.task_events import record_allowed, record_denied
 from taskiq_flow_security.broker.wire import DELAY_LABEL, PIPELINE_LABEL, QUEUE_TTL_LABEL
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import EventName, Outcome
+from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
     AccessDeniedError,
@@ -30,8 +34,20 @@ from taskiq_flow_security.errors import (
     UnsignableMessageError,
 )
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL
-from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
+from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL, Delegation
+from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Kick:
+    """One kick, and what is known of it so far."""
+
+    message: TaskiqMessage
+    actor: Acting | None = None
+    request: AccessRequest | None = None
+    decision: Decision | None = None
 
 
 class Sender:
@@ -44,37 +60,47 @@ class Sender:
 
     async def authorize(self, message: TaskiqMessage) -> None:
         """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
-        security = self._security
-        actor = request = decision = None
+        kick = Kick(message)
         try:
-            task = self._broker.find_task(message.task_name)
-            _check_shared_labels(task)
-            actor = self._actor(message)
-            _name_pipeline(message, actor, registered_pipeline(task))
-            request = access_request(message, task)
-            decision = security.decide(actor.principal, request)
-            if not decision.allowed:
-                raise access_denied(actor.principal, request, decision)
-            now = security.clock()
-            security.token_for(actor, now, _expiry(message, now, security.config))  # while it can be said in the caller
-            if request.guard is not None and not self._retries(message):
-                await security.count_use(actor.principal, request)
-        except FlowSecurityError as error:
-            record_denied(
-                security,
-                message,
-                error,
-                principal=None if actor is None else actor.principal,
-                txn=None if actor is None else actor.txn,
-                request=request,
-                decision=decision,
+            await self._decide(kick)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the kick is denied)
+            denial = error if isinstance(error, FlowSecurityError) else _internal_error(error)
+        else:
+            return
+        self._record_denied(kick, denial)
+        if self._security.monitoring:
+            return
+        if not self._kicked_by_hook(message):
+            raise denial
+        # An exception would keep the receiver from acking (`on_error`) or only be logged (`post_save`), and somebody
+        # would wait for ever. So the message is sent for the worker that gets it to refuse.
+        if kick.actor is not None and not isinstance(denial, UnsignableMessageError):
+            deliveries.deny_kick(message.task_id, getattr(denial, "reason", Reason.INTERNAL_ERROR))
+        else:  # nobody can sign for it
+            deliveries.deny_kick(message.task_id, None)
+            if not deliveries.refusing():
+                await refusal.answer(self._broker, message.task_id, denial)
+
+    async def _decide(self, kick: Kick) -> None:
+        security, message = self._security, kick.message
+        task = self._broker.find_task(message.task_name)
+        _check_shared_labels(task)
+        if not message.task_id.isprintable():
+            raise UnsignableMessageError("The task's id must be printable text; let TaskIQ make it.")
+        actor = kick.actor = self._actor_of(message.labels.get(PRINCIPAL_LABEL))
+        _name_pipeline(message, actor, registered_pipeline(task))
+        kick.request = request = access_request(message, task)
+        kick.decision = decision = security.decide(actor.principal, request)
+        if not decision.allowed:
+            raise access_denied(actor.principal, request, decision)
+        if len(self._actors(actor, message)) > security.config.max_delegation_depth:
+            raise AccessDeniedError(
+                Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another; see max_delegation_depth."
             )
-            if security.monitoring:
-                return
-            if not self._kicked_by_hook(message):
-                raise
-            if deliveries.refusing() or not isinstance(error, (AccessDeniedError, AuthenticationError)):
-                deliveries.withhold(message.task_id)
+        now = security.clock()
+        security.token_for(actor, now, _expiry(message, now, security.config))  # while it can be said in the caller
+        if request.guard is not None and not self._retries(message):
+            await security.count_use(actor.principal, request)
 
     def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> BrokerMessage | None:
         """The signed message to send for this one, which keeps no credential.
@@ -95,27 +121,29 @@ class Sender:
     def _sign(self, message: TaskiqMessage, given: object, inner: TaskiqFormatter) -> BrokerMessage:
         security = self._security
         now = security.clock()
+        data = wire.to_wire(message)
         expires_at = _expiry(message, now, security.config)
         actor = self._actor_of(given)
         if actor.token is not None and self._kicked_by_hook(message):
             token = actor.token
         else:
             token = security.token_for(actor, now, expires_at)
-        as_signed = signed_json.is_sent_by(inner)
-        data = wire.to_wire(message)
         data["labels"][PRINCIPAL_LABEL] = token.text
+        as_signed = signed_json.is_sent_by(inner)
         if not (as_signed or self._fidelity.holds(inner)):
             data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
         payload = wire.signed_payload(data)
-        text, signature = security.messages.sign(payload, now, expires_at)
+        text, signature = security.messages.sign(
+            payload, now, expires_at, self._delegation(actor, token, message), deliveries.denied_kick(message.task_id)
+        )
         labels = data["labels"]
         labels[SIGNATURE_LABEL] = text
-        if security.audit.records(Outcome.ALLOW):
+        if signature.denied is None and security.audit.records(Outcome.ALLOW):
             record_allowed(
                 security,
-                EventName.TASK_ENQUEUED,
+                EventName.TASK_DELEGATED if signature.delegation.actors != actor.actors else EventName.TASK_ENQUEUED,
                 message,
-                token.principal,
+                actor.principal,
                 txn=token.txn,
                 signature=signature,
                 pipeline=labels.get(PIPELINE_LABEL),
@@ -130,25 +158,46 @@ class Sender:
             labels=labels,
         )
 
-    def _kicked_by_hook(self, message: TaskiqMessage) -> bool:
-        """Whether a middleware kicks this after a task has run or was refused: a retry, a next step, an alarm.
+    def _delegation(self, actor: Acting, token: PrincipalToken, message: TaskiqMessage) -> Delegation:
+        """On what terms the actor passes the principal on that the token proves."""
+        actors, scope = self._actors(actor, message), actor.principal.scope
+        if scope == token.principal.scope:
+            return Delegation(actors) if actors else NOT_DELEGATED
+        return Delegation(actors, scope)
 
-        An exception would keep the receiver from acking (`on_error`), or only be logged (`post_save`), and somebody
-        would wait for ever. So what may not be kicked is sent all the same, and refused by the worker that gets it;
-        what no worker would refuse is not sent.
-        """
+    def _actors(self, actor: Acting, message: TaskiqMessage) -> tuple[str, ...]:
+        """The tasks that have passed the principal on: the running one too, if it is its function that kicks."""
         delivery = deliveries.current.get()
-        return self._retries(message) or (delivery is not None and (delivery.executed or deliveries.refusing()))
+        if delivery is None or delivery.admitted is None or self._kicked_by_hook(message):
+            return actor.actors
+        return (*actor.actors, delivery.task_name)
+
+    def _record_denied(self, kick: Kick, error: FlowSecurityError) -> None:
+        actor = kick.actor
+        record_denied(
+            self._security,
+            kick.message,
+            error,
+            principal=None if actor is None else actor.principal,
+            txn=None if actor is None else actor.txn,
+            request=kick.request,
+            decision=kick.decision,
+        )
+
+    def _kicked_by_hook(self, message: TaskiqMessage) -> bool:
+        """Whether a middleware kicks this after a task has run or was refused: a retry, a next step, an alarm."""
+        delivery = deliveries.current.get()
+        return delivery is not None and (delivery.executed or delivery.refusal is not None or self._retries(message))
 
     def _retries(self, message: TaskiqMessage) -> bool:
-        """Whether this kick repeats the task that has just run here."""
+        """Whether this kick repeats the task that is, or was, run here: a retry or a requeue.
+
+        Middlewares that stand before ours are told of an error before we are, so that the two cannot be told apart.
+        """
         delivery = deliveries.current.get()
         if delivery is None or delivery.admitted is None:
             return False
         return (delivery.task_id, delivery.task_name) == (message.task_id, message.task_name)
-
-    def _actor(self, message: TaskiqMessage) -> Acting:
-        return self._actor_of(message.labels.get(PRINCIPAL_LABEL))
 
     def _actor_of(self, given: object) -> Acting:
         """Who kicks: the principal that the message was given explicitly, else the one that acts here."""
@@ -163,6 +212,13 @@ class Sender:
                 "of security.labels_for(principal).",
             )
         return actor
+
+
+def _internal_error(error: Exception) -> FlowSecurityError:
+    _logger.error("A kick cannot be decided about because of an unexpected error.", exc_info=error)
+    return AccessDeniedError(
+        Reason.INTERNAL_ERROR, "An unexpected error kept this process from deciding; its log has it."
+    )
 
 
 def _check_shared_labels(task: Task | None) -> None:

@@ -32,8 +32,9 @@ def record_allowed(
     pipeline: str | None,
     decision: Decision | None = None,
 ) -> None:
-    """Record that a message was let through."""
-    security.audit.record(
+    """Record that a message was let through. Where that cannot be recorded, it is not let through."""
+    _record(
+        security,
         AuditEvent(
             event=event,
             time=security.clock(),
@@ -48,9 +49,10 @@ def record_allowed(
             task=message.task_name,
             task_id=message.task_id,
             txn=txn,
+            act=_actors(signature),
             jti=signature.jti,
             key_id=signature.kid,
-        )
+        ),
     )
 
 
@@ -61,13 +63,14 @@ def record_denied(
     *,
     principal: Principal | None = None,
     txn: str | None = None,
-    jti: str | None = None,
+    signature: MessageSignature | None = None,
     request: AccessRequest | None = None,
     decision: Decision | None = None,
 ) -> None:
     """Record that a message was refused or, where refusals are only monitored, would have been."""
     try:
-        security.audit.record(
+        _record(
+            security,
             AuditEvent(
                 event=EventName.TASK_AUTHZ_SHADOW_DENY if security.monitoring else _denial(error),
                 time=security.clock(),
@@ -82,12 +85,28 @@ def record_denied(
                 task=message.task_name,
                 task_id=message.task_id,
                 txn=txn,
-                jti=jti,
-            )
+                act=None if signature is None else _actors(signature),
+                jti=None if signature is None else signature.jti,
+                key_id=None if signature is None else signature.kid,
+            ),
         )
     except Exception:
         # It stays refused; and an error raised here would be taken for the receiver's, which logs raw messages.
         _logger.exception("A refusal cannot be recorded.")
+
+
+def _record(security: FlowSecurity, event: AuditEvent) -> None:
+    try:
+        security.audit.record(event)
+    except Exception:
+        if not security.monitoring:
+            raise
+        _logger.exception("An event cannot be recorded.")
+
+
+def _actors(signature: MessageSignature) -> str | None:
+    """The tasks through which the principal has come, the first one first."""
+    return " > ".join(signature.delegation.actors) or None
 
 
 def _denial(error: FlowSecurityError) -> EventName:

@@ -23,6 +23,7 @@ from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.task_events import record_allowed, record_denied
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.events import EventName, Outcome
+from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -31,8 +32,8 @@ from taskiq_flow_security.errors import (
     FlowSecurityError,
 )
 from taskiq_flow_security.security import FlowSecurity, new_id
-from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
-from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
+from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL, MessageSignature
+from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 _logger = logging.getLogger(__name__)
 
@@ -86,17 +87,18 @@ class Verifier:
         Where the delivery that is returned was not admitted, `refuse` has to follow.
         """
         delivery = deliveries.current.get()
-        if delivery is None or delivery.task_id != message.task_id or delivery.decided:
+        arrived = None if delivery is None or delivery.decided else (delivery.task_id, delivery.task_name)
+        if delivery is None or arrived != (message.task_id, message.task_name):
             delivery = self._deliver(message)
             wire.take_credentials(message)
             self._reject(message, delivery, _not_verified())
         if delivery.token is not None and delivery.signature is not None and delivery.error is None:
             try:
-                delivery.error = self._decide(message, delivery.token, delivery.signature)
+                delivery.error = self._decide(message, delivery)
             except Exception:
                 _logger.exception("A message cannot be decided about because of an unexpected error.")
                 delivery.error = _internal_error()
-                record_denied(self._security, message, delivery.error, principal=delivery.token.principal)
+                self._record_denied(message, delivery, delivery.error)
         if delivery.error is None or self._security.monitoring:
             self._let_run(message, delivery)
         return delivery
@@ -132,7 +134,8 @@ class Verifier:
             return None
 
     def _deliver(self, message: TaskiqMessage, signature: MessageSignature | None = None) -> Delivery:
-        delivery = Delivery(self._broker, message.task_id, message.task_name, signature=signature)
+        task = self._broker.find_task(message.task_name)
+        delivery = Delivery(self._broker, message.task_id, message.task_name, task, signature=signature)
         deliveries.current.set(delivery)
         return delivery
 
@@ -155,28 +158,22 @@ class Verifier:
         security.messages.check_times(delivery.signature, now)
         security.principals.check_times(delivery.token, now)
 
-    def _decide(
-        self, message: TaskiqMessage, token: PrincipalToken, signature: MessageSignature
-    ) -> AccessDeniedError | None:
-        security, principal = self._security, token.principal
+    def _decide(self, message: TaskiqMessage, delivery: Delivery) -> FlowSecurityError | None:
+        """Why the message may not run, recorded; or ``None``, recorded too."""
+        security, token, signature = self._security, delivery.token, delivery.signature
+        assert token is not None  # it was verified
+        assert signature is not None
+        principal = token.principal.within(signature.delegation.scope)
         request = decision = None
         try:
+            _check_sender(signature)
             _check_ack_type(message)
-            request = access_request(message, self._broker.find_task(message.task_name))
+            request = access_request(message, delivery.task)
             decision = security.decide(principal, request)
             if not decision.allowed:
                 raise access_denied(principal, request, decision)
         except AccessDeniedError as error:
-            record_denied(
-                security,
-                message,
-                error,
-                principal=principal,
-                txn=token.txn,
-                jti=signature.jti,
-                request=request,
-                decision=decision,
-            )
+            self._record_denied(message, delivery, error, request, decision)
             return error
         if security.audit.records(Outcome.ALLOW):
             record_allowed(
@@ -191,45 +188,65 @@ class Verifier:
             )
         return None
 
-    def _reject(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
-        """Note that a message could not be verified, and keep what is in it from all others."""
-        token, signature = delivery.token, delivery.signature
+    def _record_denied(
+        self,
+        message: TaskiqMessage,
+        delivery: Delivery,
+        error: FlowSecurityError,
+        request: AccessRequest | None = None,
+        decision: Decision | None = None,
+    ) -> None:
+        token = delivery.token
         record_denied(
             self._security,
             message,
             error,
             principal=None if token is None else token.principal,
             txn=None if token is None else token.txn,
-            jti=None if signature is None else signature.jti,
+            signature=delivery.signature,
+            request=request,
+            decision=decision,
         )
+
+    def _reject(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
+        """Note that a message could not be verified, and keep what is in it from all others."""
+        self._record_denied(message, delivery, error)
         delivery.error = error
         if self._security.monitoring:
             return
         if getattr(error, "reason", None) not in _STALE:
             refusal.empty(message)
-        if self._broker.find_task(message.task_name) is None:
-            message.task_name = _UNKNOWN_TASK  # the receiver logs the name of a task that it does not know
+        if delivery.task is None:
+            # The receiver logs the name of a task that it does not know.
+            message.task_name = delivery.task_name = _UNKNOWN_TASK
         if len(message.task_id) > _MAX_ID_LENGTH or not message.task_id.isprintable():
             message.task_id = delivery.task_id = new_id()
             delivery.keep_result = True
 
     def _let_run(self, message: TaskiqMessage, delivery: Delivery) -> None:
-        token = delivery.token
-        principal = ANONYMOUS if token is None else token.principal
-        named = message.labels.get(PIPELINE_LABEL)
-        if registered_pipeline(self._broker.find_task(message.task_name)) is not None:
-            named = None  # known by registration, in every process
+        token, delegation = delivery.token, NOT_DELEGATED
+        if delivery.signature is not None:
+            delegation = delivery.signature.delegation
+        principal = ANONYMOUS if token is None else token.principal.within(delegation.scope)
         delivery.admitted = principal
         acting.become(
             Acting(
                 principal,
                 new_id() if token is None else token.txn,
                 self._security,
-                named,
+                # What is known by registration is known in every process.
+                message.labels.get(PIPELINE_LABEL) if registered_pipeline(delivery.task) is None else None,
                 token,
+                delegation.actors,
                 received=token is not None,
             )
         )
+
+
+def _check_sender(signature: MessageSignature) -> None:
+    """Refuse what its own sender denies, and has sent for somebody to be told so."""
+    if signature.denied is not None:
+        raise AccessDeniedError(signature.denied, "The process that wanted to kick this task may not.")
 
 
 def _check_ack_type(message: TaskiqMessage) -> None:

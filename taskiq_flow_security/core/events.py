@@ -21,6 +21,7 @@ class EventName(StringEnum):
     RESULT_SIGNATURE_FAIL = "result_signature_fail"
     SYS_STARTUP = "sys_startup"
     TASK_ENQUEUED = "task_enqueued"
+    TASK_DELEGATED = "task_delegated"
     TASK_AUTHZ_ALLOW = "task_authz_allow"
     TASK_AUTHZ_DENY = "task_authz_deny"
     TASK_AUTHZ_SHADOW_DENY = "task_authz_shadow_deny"

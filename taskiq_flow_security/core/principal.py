@@ -132,6 +132,16 @@ class Principal:
             )
         )
 
+    def same_identity(self, other: Principal) -> bool:
+        """Whether the other one is this principal, restricted in whatever way."""
+        return (self.subject, self.roles, self.permissions, self.pipelines, self.api_key_id) == (
+            other.subject,
+            other.roles,
+            other.permissions,
+            other.pipelines,
+            other.api_key_id,
+        )
+
     def within(self, scope: Scope) -> Principal:
         """The same principal, restricted to a scope as well."""
         if scope == UNRESTRICTED:

@@ -24,6 +24,8 @@ class Reason(StringEnum):
     BACKEND_UNAVAILABLE = "backend_unavailable"
     INVALID_REQUEST = "invalid_request"
     PIPELINE_MISMATCH = "pipeline_mismatch"
+    DEPENDENCY_IN_ARGUMENTS = "dependency_in_arguments"
+    DELEGATION_DEPTH = "delegation_depth"
     API_KEY_REMOVED = "api_key_removed"
     API_KEY_EXPIRED = "api_key_expired"
 

@@ -115,11 +115,16 @@ class Keyring:
         """Whether any key is there to verify this use with."""
         return any(key.use is use for key in self._keys)
 
-    def signer(self, use: Use, now: float) -> Key:
-        """The key to sign with. Raises `AuthenticationError` where this process has none."""
-        for key in self._signers[use]:
-            if key.usable(now):
+    def signer(self, use: Use, now: float, until: float | None = None) -> Key:
+        """The key to sign with: the first that can be used, of those that can still be used to verify `until` then, if
+        there is one. Raises `AuthenticationError` where this process has none.
+        """
+        usable = [key for key in self._signers[use] if key.usable(now)]
+        for key in usable:
+            if until is None or key.not_after is None or key.not_after >= until:
                 return key
+        if usable:
+            return usable[0]
         raise AuthenticationError(
             Reason.CANNOT_ISSUE,
             f'This process holds no usable key for "{use}"; add one with its secret or private key to signing_keys.',

@@ -42,6 +42,8 @@ class MessageSignature(NamedTuple):
     issued_at: int
     expires_at: int
     delegation: Delegation = NOT_DELEGATED
+    denied: str | None = None
+    """Why the sender itself denies that this may run, if it does: somebody may wait for the message to be refused."""
 
 
 class _Header(JwsHeader):
@@ -52,6 +54,7 @@ class _Header(JwsHeader):
     jti: str
     act: tuple[str, ...] = ()
     scope: ScopeClaim | None = None
+    denied: str | None = None
 
 
 class MessageSigner:
@@ -63,14 +66,19 @@ class MessageSigner:
         self._headers: dict[str, str] = {}
 
     def sign(
-        self, payload: bytes, now: float, expires_at: float, delegation: Delegation = NOT_DELEGATED
+        self,
+        payload: bytes,
+        now: float,
+        expires_at: float,
+        delegation: Delegation = NOT_DELEGATED,
+        denied: str | None = None,
     ) -> tuple[str, MessageSignature]:
         """Sign a message. Raises `AuthenticationError` where this process has no key to send with."""
-        key = self._keyring.signer(Use.SEND, now)
-        signature = MessageSignature(key.kid, os.urandom(12).hex(), int(now), int(expires_at), delegation)
+        key = self._keyring.signer(Use.SEND, now, expires_at)
+        signature = MessageSignature(key.kid, os.urandom(12).hex(), int(now), int(expires_at), delegation, denied)
         # Only numbers and hexadecimal digits are filled in, so that nothing needs escaping.
         times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
-        header = f'{self._header(key)},{times},"jti":"{signature.jti}"{_terms(delegation)}}}'
+        header = f'{self._header(key)},{times},"jti":"{signature.jti}"{_terms(signature)}}}'
         protected = jws.encode_segment(header.encode())
         return (protected + b".." + jws.sign(key, protected, payload)).decode(), signature
 
@@ -94,10 +102,10 @@ class MessageSigner:
             raise jws.malformed()
         key = self._keyring.verifier(Use.SEND, header.kid, now, self._leeway)
         jws.verify(token, header.alg, payload, key)
-        if not header.act and header.scope is None:
-            return MessageSignature(header.kid, header.jti, header.iat, header.exp)
-        scope = UNRESTRICTED if header.scope is None else header.scope.scope()
-        return MessageSignature(header.kid, header.jti, header.iat, header.exp, Delegation(header.act, scope))
+        delegation = NOT_DELEGATED
+        if header.act or header.scope is not None:
+            delegation = Delegation(header.act, UNRESTRICTED if header.scope is None else header.scope.scope())
+        return MessageSignature(header.kid, header.jti, header.iat, header.exp, delegation, header.denied)
 
     def _header(self, key: Key) -> str:
         """The part of the header that is the same for all messages of a key, its closing brace left out."""
@@ -108,10 +116,11 @@ class MessageSigner:
         return header
 
 
-def _terms(delegation: Delegation) -> str:
+def _terms(signature: MessageSignature) -> str:
     """The parameters of a header that say on what terms the message is sent, if on any."""
-    if delegation == NOT_DELEGATED:
+    delegation, denied = signature.delegation, signature.denied
+    if delegation is NOT_DELEGATED and denied is None:
         return ""
-    claims = {"act": delegation.actors or None, "scope": ScopeClaim.of(delegation.scope)}
+    claims = {"act": delegation.actors or None, "scope": ScopeClaim.of(delegation.scope), "denied": denied}
     said = {name: claim for name, claim in claims.items() if claim is not None}
-    return f",{to_json(said, exclude_none=True).decode()[1:-1]}"
+    return f",{to_json(said, exclude_none=True).decode()[1:-1]}" if said else ""

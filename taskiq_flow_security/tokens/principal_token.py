@@ -75,7 +75,7 @@ class PrincipalTokens:
 
     def issue(self, principal: Principal, txn: str, now: float, expires_at: float) -> PrincipalToken:
         """Sign a principal. Raises `AuthenticationError` where this process has no key to issue with."""
-        key = self._keyring.signer(Use.ISSUE, now)
+        key = self._keyring.signer(Use.ISSUE, now, expires_at)
         header = JwsHeader(alg=key.alg, kid=key.kid, typ=TYP)
         claims = _Claims(
             iss=self._issuer,

@@ -10,7 +10,7 @@ import pytest
 from taskiq import Context, TaskiqDepends, TaskiqMessage, TaskiqMiddleware, TaskiqResult
 from taskiq.kicker import AsyncKicker
 
-from taskiq_flow_security import AccessDeniedError, guard
+from taskiq_flow_security import guard
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, Process, Task
 
@@ -54,8 +54,21 @@ class YieldsBeforeSending(TaskiqMiddleware):
         return message
 
 
-@pytest.mark.parametrize("hook", ["pre_execute", "post_execute"])
-@pytest.mark.parametrize("position", ["before", "after"])
+_RAISES = pytest.mark.xfail(strict=True, reason="such a kick raises in the hook, outside TaskIQ's try: see the README")
+
+
+@pytest.mark.parametrize(
+    ("position", "hook"),
+    [
+        pytest.param("before", "pre_execute", marks=_RAISES),
+        pytest.param("after", "pre_execute", marks=_RAISES),
+        pytest.param("after", "post_execute", marks=_RAISES),
+        ("before", "post_execute"),
+        ("before", "on_error"),
+        ("before", "post_save"),
+        ("after", "post_save"),
+    ],
+)
 async def test_a_kick_that_is_denied_keeps_no_message_from_being_acked(
     new_process: NewProcess, hook: str, position: str
 ) -> None:
@@ -84,14 +97,15 @@ async def test_a_kick_that_is_recorded_as_denied_never_runs(new_process: NewProc
     assert process.ran == []
 
 
-async def test_of_several_kicks_at_a_time_that_a_rate_limit_refuses_none_is_sent(new_process: NewProcess) -> None:
+async def test_of_several_kicks_at_a_time_that_a_rate_limit_refuses_none_runs(new_process: NewProcess) -> None:
     kicks = Kicks("on_error")
     process = new_process(before=(kicks,), after=(YieldsBeforeSending(),))
 
     def rare(name: str) -> Task:
         @process.broker.task(name, pipeline="data")
         @guard(rate_limit="1/hour")
-        async def rare() -> None: ...
+        async def rare() -> None:
+            process.ran.append((name, None))
 
         return rare
 
@@ -104,10 +118,14 @@ async def test_of_several_kicks_at_a_time_that_a_rate_limit_refuses_none_is_sent
         await process.kick(task)
     kicks.kick = lambda: asyncio.gather(*(task.kiq() for task in limited), return_exceptions=True)
     await process.broker.deliver(await process.kick(fail))
-    assert process.broker.sent == []
+    sent = list(process.broker.sent)
+    assert len(sent) == 2
+    for data in sent:
+        assert (await process.broker.deliver(data)).reason == "rate_limit"
+    assert process.ran == []
 
 
-async def test_a_denied_kick_of_what_a_task_leaves_behind_raises_in_it(process: Process) -> None:
+async def test_a_denied_kick_of_what_a_task_leaves_behind_never_runs(process: Process) -> None:
     task_is_done = asyncio.Event()
     left_behind: list[asyncio.Task[None]] = []
 
@@ -121,10 +139,12 @@ async def test_a_denied_kick_of_what_a_task_leaves_behind_raises_in_it(process: 
 
     await process.broker.deliver(await process.kick(start))
     task_is_done.set()
-    with pytest.raises(AccessDeniedError):
-        await left_behind[0]
+    await left_behind[0]
+    [sent] = process.broker.sent
+    assert (await process.broker.deliver(sent)).reason == "acl"
 
 
+@pytest.mark.xfail(strict=True, reason="it cannot be told from a retry: see `Sender._retries`")
 async def test_a_task_that_kicks_itself_under_its_own_id_counts_against_its_rate_limit(process: Process) -> None:
     @process.broker.task("again", pipeline="data")
     @guard(rate_limit="1/hour")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskiq_flow_security import ConfigurationError, FlowSecurity, TaskiqFlowConfig
+from taskiq_flow_security import ConfigurationError, FlowSecurity, Principal, TaskiqFlowConfig
 
 
 def security(**services: object) -> FlowSecurity:
@@ -15,8 +15,7 @@ def test_a_service_has_the_rights_that_the_settings_give_it() -> None:
     service = security(nightly={"roles": ["cleaner"], "pipelines": ["a"], "permissions": ["execute"]}).service(
         "nightly"
     )
-    assert service.subject == "service:nightly"
-    assert (service.roles, service.permissions, service.pipelines) == ({"cleaner"}, {"execute"}, {"a"})
+    assert service == Principal("service:nightly", ["cleaner"], ["execute"], ["a"])
 
 
 def test_a_service_without_explicit_permissions_may_do_what_the_acls_let_its_roles() -> None:

@@ -127,7 +127,8 @@ def test_terms_of_another_type_are_refused_even_from_who_holds_the_key(terms: di
 
 def test_the_key_that_signs_changes_with_the_time() -> None:
     rotating = signer(spec("old", not_after=NOW + 60), spec("new", secret=OTHER_SECRET))
-    assert rotating.sign(PAYLOAD, NOW, LATER)[1].kid == "old"
+    assert rotating.sign(PAYLOAD, NOW, NOW + 59)[1].kid == "old"
+    assert rotating.sign(PAYLOAD, NOW, LATER)[1].kid == "new"  # which lasts as long as what it signs
     text, signed = rotating.sign(PAYLOAD, NOW + 60, LATER)
     assert signed.kid == "new"
     assert rotating.verify(text, PAYLOAD, NOW + 60) == signed
