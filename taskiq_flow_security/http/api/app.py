@@ -62,7 +62,7 @@ class VisualizationAPI:
         app = Starlette(
             routes=[*documents.routes(), Mount(_PREFIX, routes=routes), *routes],
             lifespan=self._lifespan,
-            middleware=[Middleware(HTTPSecurityMiddleware, self.security, rules=_rules())],
+            middleware=[Middleware(HTTPSecurityMiddleware, self.security, rules=rules())],
             exception_handlers={HTTPException: on_http_exception, Exception: on_unexpected_error},
         )
         app.router.redirect_slashes = False  # a path is one of ours, or none
@@ -100,7 +100,8 @@ def _secure(broker: AsyncBroker, config: TaskiqFlowConfig | None) -> FlowSecurit
     return security
 
 
-def _rules() -> list[Rule]:
+def rules() -> list[Rule]:
+    """Who may use which path of the API."""
     health = (Rule("GET", f"{prefix}/health", "health", public=True) for prefix in ("", _PREFIX))
     return [*guide_rules(("", _PREFIX)), *health, *documents.public_rules()]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from taskiq import InMemoryBroker
+from taskiq import InMemoryBroker, TaskiqEvents
 
 from taskiq_flow_security import AuthenticationError, ConfigurationError, FlowSecurity, SecurityMiddleware
 from taskiq_flow_security.http import create_visualization_api
-from tests.integration.api.server import PROCESSOR, config, serving
+from tests.integration.api.server import PROCESSOR, STRANGER, config, serving
 
 
 def test_a_broker_without_security_gets_it() -> None:
@@ -64,8 +64,8 @@ def test_what_is_no_pipeline_is_refused() -> None:
 async def test_the_broker_starts_and_stops_with_the_server() -> None:
     broker = InMemoryBroker()
     seen: list[str] = []
-    broker.add_event_handler("CLIENT_STARTUP", lambda _state: seen.append("started"))  # type: ignore[arg-type]
-    broker.add_event_handler("CLIENT_SHUTDOWN", lambda _state: seen.append("stopped"))  # type: ignore[arg-type]
+    broker.add_event_handler(TaskiqEvents.CLIENT_STARTUP, lambda _state: seen.append("started"))
+    broker.add_event_handler(TaskiqEvents.CLIENT_SHUTDOWN, lambda _state: seen.append("stopped"))
     async with serving(create_visualization_api(broker, config())) as client:
         assert (await client.get("/health")).status_code == 200
         assert seen == ["started"]
@@ -100,7 +100,7 @@ async def test_while_monitoring_what_would_be_refused_is_served() -> None:
     async with serving(create_visualization_api(broker, config(enforcement="monitor"))) as client:
         listed = (await client.get("/pipelines")).json()["pipelines"]
         run = await client.finished(await client.execute("tables", None), PROCESSOR)
-        async with client.live(None) as live:
+        async with client.live(STRANGER) as live:
             assert (await live.ask(type="subscribe", pipeline_id="tables"))["type"] == "subscribed"
     assert [pipeline["id"] for pipeline in listed] == ["tables"]
     assert run["state"] == "completed"
