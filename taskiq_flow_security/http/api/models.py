@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from taskiq_flow_security.core.principal import Permission
 from taskiq_flow_security.core.string_enum import StringEnum
@@ -76,6 +76,13 @@ class Execution(_Model):
 
     args: list[Any] = Field(default=[], description="Positional arguments of the first step.")
     kwargs: dict[str, Any] = Field(default={}, description="Arguments by name; a dataflow pipeline's inputs.")
+
+    @field_validator("kwargs")
+    @classmethod
+    def _check_kwargs(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if "self" in kwargs:  # which is what TaskIQ's own `kiq` calls its first parameter (0.13)
+            raise ValueError("TaskIQ cannot pass an argument of the name self")
+        return kwargs
 
 
 class RunState(StringEnum):

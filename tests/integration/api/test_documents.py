@@ -35,7 +35,7 @@ async def test_schemathesis_finds_nothing_that_the_document_does_not_say() -> No
         program = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "schemathesis.cli", "run", f"http://{client.address}/openapi.json"),
             *("--header", f"X-API-Key: {ADMIN}", "--checks", ",".join(CHECKS)),
-            *("--max-examples", "25", "--seed", "1", "--no-color"),
+            *("--max-examples", "8", "--seed", "1", "--no-color"),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
