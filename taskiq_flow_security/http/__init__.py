@@ -2,6 +2,6 @@
 
 from taskiq_flow_security.http.api import VisualizationAPI, create_visualization_api
 from taskiq_flow_security.http.middleware import HTTPSecurityMiddleware
-from taskiq_flow_security.http.rules import Rule
+from taskiq_flow_security.http.rules import Rule, taskiq_flow_rules
 
-__all__ = ["HTTPSecurityMiddleware", "Rule", "VisualizationAPI", "create_visualization_api"]
+__all__ = ["HTTPSecurityMiddleware", "Rule", "VisualizationAPI", "create_visualization_api", "taskiq_flow_rules"]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 ROOT = Path(__file__).parents[3]
 START_SECONDS = 30
+STOP_SECONDS = 30
 
 
 class Answer(NamedTuple):
@@ -31,7 +33,7 @@ class Answer(NamedTuple):
 
 
 class Served:
-    """The example, behind HTTPS."""
+    """The example, and how curl reaches it."""
 
     def __init__(self, port: int, certificate: Path) -> None:
         self._port = port
@@ -82,38 +84,33 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(certificate: Path) -> Iterator[Served]:
-    with serve("--ssl-certfile", str(certificate)) as port:
+    with serving("--ssl-certfile", str(certificate)) as port:
         yield Served(port, certificate)
 
 
 @pytest.fixture(scope="module")
 def served_plainly(certificate: Path) -> Iterator[Served]:
-    with serve() as port:
+    with serving() as port:
         yield Served(port, certificate)
 
 
-class serve:  # noqa: N801 (a context manager, used as a function)
-    """``uvicorn`` on a free port, with these options."""
-
-    def __init__(self, *options: str) -> None:
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self._server = subprocess.Popen(
+@contextmanager
+def serving(*options: str) -> Iterator[int]:
+    """The port at which ``uvicorn`` serves the example with these options."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = subprocess.Popen(
             [
                 *(sys.executable, "-m", "uvicorn", "tests.integration.api.guide_app:app"),
-                *("--fd", str(self._listening.fileno()), "--log-level", "warning", *options),
+                *("--fd", str(listening.fileno()), "--log-level", "warning", *options),
             ],
             cwd=ROOT,
-            pass_fds=[self._listening.fileno()],
+            pass_fds=[listening.fileno()],
         )
-
-    def __enter__(self) -> int:
-        port: int = self._listening.getsockname()[1]
-        return port
-
-    def __exit__(self, *_error: object) -> None:
-        self._server.terminate()
-        self._server.wait(START_SECONDS)
-        self._listening.close()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.terminate()
+            server.wait(STOP_SECONDS)
 
 
 def test_no_credentials_are_401(served: Served) -> None:
