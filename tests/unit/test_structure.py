@@ -23,6 +23,7 @@ FLOORS = [
     {"from_config"},
     {"security"},
     {"broker"},
+    {"pipelines"},
     {"http", "cli"},
 ]
 """From the ground up. What stands on a floor imports from below, and nothing beside it."""

@@ -1,0 +1,122 @@
+"""Puts the API together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
+from taskiq import AsyncBroker
+
+from taskiq_flow_security.broker.middleware import SecurityMiddleware
+from taskiq_flow_security.config import TaskiqFlowConfig
+from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.http.api import documents
+from taskiq_flow_security.http.api.endpoints import Endpoints
+from taskiq_flow_security.http.api.failures import on_http_exception, on_unexpected_error
+from taskiq_flow_security.http.api.live import Live
+from taskiq_flow_security.http.middleware import HTTPSecurityMiddleware
+from taskiq_flow_security.http.rules import Rule, guide_rules
+from taskiq_flow_security.pipelines import Catalogue
+from taskiq_flow_security.security import FlowSecurity
+
+_PREFIX = "/api"
+"""Under which the endpoints are served too."""
+
+
+def create_visualization_api(
+    broker: AsyncBroker,
+    config: TaskiqFlowConfig | None = None,
+    *,
+    pipelines: Mapping[str, object] | None = None,
+) -> VisualizationAPI:
+    """An ASGI application that shows the pipelines of a broker and starts them: ``uvicorn module:app``.
+
+    A broker that has a `SecurityMiddleware` is served with that one's security; `config` must then be the same or not
+    given. Any other broker gets one, made from `config` or from the variables ``TASKIQ_FLOW_*``.
+
+    `pipelines` by their ids: taskiq-flow's `DataflowPipeline` and `Pipeline`, taskiq-pipelines' `Pipeline`, tasks, and
+    whatever meets `taskiq_flow_security.pipelines.Pipeline`. A task whose label ``pipeline`` no other task has is a
+    pipeline of one step without being named here.
+
+    Raises `ConfigurationError` if something of this cannot work.
+    """
+    api = VisualizationAPI(broker, config)
+    for pipeline_id, pipeline in (pipelines or {}).items():
+        api.add_pipeline(pipeline_id, pipeline)
+    return api
+
+
+class VisualizationAPI:
+    """What `create_visualization_api` makes. It starts the broker and shuts it down with the server."""
+
+    def __init__(self, broker: AsyncBroker, config: TaskiqFlowConfig | None = None) -> None:
+        self.broker = broker
+        self.security = _secure(broker, config)
+        self._catalogue = Catalogue(broker)
+        routes = _routes(Endpoints(self.security, broker, self._catalogue), Live(self.security, self._catalogue))
+        app = Starlette(
+            routes=[*documents.routes(), Mount(_PREFIX, routes=routes), *routes],
+            lifespan=self._lifespan,
+            middleware=[Middleware(HTTPSecurityMiddleware, self.security, rules=rules())],
+            exception_handlers={HTTPException: on_http_exception, Exception: on_unexpected_error},
+        )
+        app.router.redirect_slashes = False  # a path is one of ours, or none
+        app.middleware_stack = app.build_middleware_stack()  # now, and so what is wrong with the settings is said now
+        self._app = app
+
+    def add_pipeline(self, pipeline_id: str, pipeline: object) -> None:
+        """Serve a pipeline. Raises `ConfigurationError` if that is not possible."""
+        self._catalogue.add(pipeline_id, pipeline)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        await self.broker.startup()
+        try:
+            yield
+        finally:
+            await self._catalogue.close()
+            await self.broker.shutdown()
+            await self.security.run_events.close()
+
+
+def _secure(broker: AsyncBroker, config: TaskiqFlowConfig | None) -> FlowSecurity:
+    for middleware in broker.middlewares:
+        if isinstance(middleware, SecurityMiddleware):
+            if config is not None and config != middleware.security.config:
+                raise ConfigurationError(
+                    "The broker has a SecurityMiddleware with another configuration; give the API none, or the same."
+                )
+            return middleware.security
+    security = FlowSecurity(config or TaskiqFlowConfig())
+    broker.add_middlewares(SecurityMiddleware(security))
+    return security
+
+
+def rules() -> list[Rule]:
+    """Who may use which path of the API."""
+    health = (Rule("GET", f"{prefix}/health", "health", public=True) for prefix in ("", _PREFIX))
+    return [*guide_rules(("", _PREFIX)), *health, *documents.public_rules()]
+
+
+def _routes(endpoints: Endpoints, live: Live) -> list[BaseRoute]:
+    pipeline = "/pipelines/{pipeline_id}"
+    return [
+        Route("/health", endpoints.health),
+        Route("/whoami", endpoints.whoami),
+        Route("/pipelines", endpoints.list_pipelines),
+        Route(f"{pipeline}/dag", endpoints.dag),
+        Route(f"{pipeline}/critical-path", endpoints.critical_path),
+        Route(f"{pipeline}/parallel-groups", endpoints.parallel_groups),
+        Route(f"{pipeline}/execute", endpoints.execute, methods=["POST"]),
+        Route(f"{pipeline}/status", endpoints.status),
+        Route(f"{pipeline}/runs/{{run_id}}", endpoints.run),
+        WebSocketRoute("/ws", live.serve),
+    ]

@@ -1,0 +1,68 @@
+"""Reads and writes JSON, of which nothing is believed before it has been looked at."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+MAX_BODY_BYTES = 1024 * 1024
+
+M = TypeVar("M", bound=BaseModel)
+
+
+async def read(request: Request, model: type[M]) -> M:
+    """The body of a request; an empty one stands for an empty object.
+
+    Raises `HTTPException`: 413 if it is too large, 415 if it is not JSON by its headers, 422 if it is not what it
+    should be. NaN and infinities are not JSON (RFC 8259, section 6).
+    """
+    data = await _read_bytes(request)
+    if not data:
+        return model()
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
+        raise HTTPException(415, "Send the body as application/json, without a content encoding.")
+    try:
+        return model.model_validate(from_json(data, allow_inf_nan=False))
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        places = "; ".join(f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems[:5])
+        raise HTTPException(422, f"The body does not fit. {places}.") from None
+    except ValueError:
+        raise HTTPException(422, "The body is not JSON.") from None
+
+
+def answer(model: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer as JSON, which no cache keeps."""
+    return Response(
+        model.model_dump_json(),
+        status,
+        {"cache-control": "no-store", **(headers or {})},
+        media_type="application/json",
+    )
+
+
+async def _read_bytes(request: Request) -> bytes:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
+        raise _too_large()
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BODY_BYTES:
+            raise _too_large()
+    return bytes(data)
+
+
+def _too_large() -> HTTPException:
+    return HTTPException(413, f"The body is larger than {MAX_BODY_BYTES} bytes.")
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    # The first part is a field of the model or a name that the caller has made up, which is not repeated.
+    return str(location[0]) if location and location[0] in ("args", "kwargs") else "body"

@@ -1,0 +1,81 @@
+"""What everybody may see: the OpenAPI document, a page that shows it, and the page to work with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from mimetypes import guess_type
+from pathlib import Path
+from typing import NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from taskiq_flow_security.http.api import docs
+from taskiq_flow_security.http.api.openapi import document
+from taskiq_flow_security.http.rules import Rule
+
+PAGE = Path(__file__).parent.parent / "page"
+"""``index.html`` is served as ``/``, each other file of it as ``/page/<name>``."""
+
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "cache-control": "no-cache",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+_SHOWN = frozenset({".css", ".html", ".ico", ".js", ".png", ".svg"})
+
+
+class Document(NamedTuple):
+    """One thing to be served as it is."""
+
+    path: str
+    endpoint: str
+    media_type: str
+    content: bytes
+    policy: str = "default-src 'none'"
+    """What it may load (Content Security Policy, level 3)."""
+
+
+def routes() -> list[BaseRoute]:
+    """The routes of all documents."""
+    return [_route(shown) for shown in _documents()]
+
+
+def public_rules() -> list[Rule]:
+    """The rules that let everybody see them."""
+    return [Rule("GET", shown.path, shown.endpoint, public=True) for shown in _documents()]
+
+
+@cache
+def _documents() -> tuple[Document, ...]:
+    return (
+        Document("/openapi.json", "openapi", "application/json", json.dumps(document()).encode()),
+        Document("/docs", "docs", "text/html", docs.page(document()).encode(), docs.CONTENT_SECURITY_POLICY),
+        *_page(PAGE),
+    )
+
+
+def _page(directory: Path) -> Iterator[Document]:
+    files = sorted(directory.glob("*")) if directory.is_dir() else []
+    for file in files:
+        if file.suffix in _SHOWN:
+            path = "/" if file.name == "index.html" else f"/page/{file.name}"
+            media_type = guess_type(file.name)[0] or "application/octet-stream"
+            yield Document(path, "page", media_type, file.read_bytes(), _PAGE_POLICY)
+
+
+def _route(shown: Document) -> Route:
+    headers = {**_HEADERS, "content-security-policy": shown.policy}
+
+    async def show(_request: Request) -> Response:
+        return Response(shown.content, headers=headers, media_type=shown.media_type)
+
+    return Route(shown.path, show, name=shown.endpoint)

@@ -1,0 +1,234 @@
+"""The WebSocket: the events of runs, as they happen, to whoever may read their pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from taskiq_flow_security.core.principal import ANONYMOUS, Permission
+from taskiq_flow_security.http.api.endpoints import caller, may
+from taskiq_flow_security.pipelines import Catalogue
+from taskiq_flow_security.runs.events import RunEvent, RunEventKind
+from taskiq_flow_security.security import FlowSecurity
+
+_logger = logging.getLogger(__name__)
+
+SEND_SECONDS = 10.0
+"""How long a client may take to receive a message. The events of a pipeline wait in a buffer of their own meanwhile."""
+MAX_SUBSCRIPTIONS = 100
+MAX_MESSAGE_CHARACTERS = 16 * 1024
+
+FORBIDDEN = 4403
+TOO_BIG = 1009  # RFC 6455, section 7.4.1
+INTERNAL_ERROR = 1011
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Connect(_Message):
+    """The first message, where the client wants to know whether it is connected. The middleware has read `auth`."""
+
+    type: Literal["connect"]
+
+
+class Subscribe(_Message):
+    """Send the events of a pipeline."""
+
+    type: Literal["subscribe"]
+    pipeline_id: str
+
+
+class Unsubscribe(_Message):
+    """Send them no longer."""
+
+    type: Literal["unsubscribe"]
+    pipeline_id: str
+
+
+ClientMessage = Annotated[Connect | Subscribe | Unsubscribe, Field(discriminator="type")]
+_client_message: TypeAdapter[Connect | Subscribe | Unsubscribe] = TypeAdapter(ClientMessage)
+
+
+class Connected(_Message):
+    """The client is known."""
+
+    type: Literal["connected"] = "connected"
+    subject: str
+
+
+class Subscribed(_Message):
+    """Events follow."""
+
+    type: Literal["subscribed"] = "subscribed"
+    pipeline_id: str
+
+
+class Unsubscribed(_Message):
+    """No more events follow."""
+
+    type: Literal["unsubscribed"] = "unsubscribed"
+    pipeline_id: str
+
+
+class Event(_Message):
+    """What has happened to a task."""
+
+    type: Literal["event"] = "event"
+    pipeline_id: str
+    run_id: str
+    kind: RunEventKind
+    time: float
+    """Seconds since the epoch."""
+    task: str
+    task_id: str
+    reason: str | None
+    subject: str | None
+
+
+class Error(_Message):
+    """What the client has sent is of no use."""
+
+    type: Literal["error"] = "error"
+    reason: str
+    detail: str
+    pipeline_id: str | None = None
+
+
+class Live:
+    """Serves WebSocket connections."""
+
+    def __init__(self, security: FlowSecurity, catalogue: Catalogue) -> None:
+        self._security = security
+        self._catalogue = catalogue
+
+    async def serve(self, websocket: WebSocket) -> None:
+        """Serve one connection to its end."""
+        await websocket.accept()
+        await _Connection(websocket, self._security, self._catalogue).serve()
+
+
+class _Connection:
+    def __init__(self, websocket: WebSocket, security: FlowSecurity, catalogue: Catalogue) -> None:
+        self._websocket = websocket
+        self._principal = caller(websocket)
+        self._security = security
+        self._catalogue = catalogue
+        self._subscriptions: dict[str, asyncio.Task[None]] = {}
+        self._sending = asyncio.Lock()
+        self._closed = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Serve until the client goes, or has to."""
+        own = [asyncio.create_task(self._receive()), asyncio.create_task(self._closed.wait())]
+        try:
+            await asyncio.wait(own, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            tasks = [*own, *self._subscriptions.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive(self) -> None:
+        async with self._ending():
+            while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
+                await self._handle(message.get("text"))
+
+    async def _handle(self, text: str | None) -> None:
+        if text is not None and len(text) > MAX_MESSAGE_CHARACTERS:
+            await self._close(TOO_BIG)
+            return
+        try:
+            message = _client_message.validate_json(text or "")
+        except ValidationError:
+            await self._send(Error(reason="invalid_message", detail="Send connect, subscribe or unsubscribe, as JSON."))
+            return
+        if isinstance(message, Connect):
+            await self._send(Connected(subject=self._principal.subject))
+        elif isinstance(message, Subscribe):
+            await self._subscribe(message.pipeline_id)
+        else:
+            await self._unsubscribe(message.pipeline_id)
+
+    async def _subscribe(self, pipeline_id: str) -> None:
+        if not self._may_read(pipeline_id):
+            await self._deny(pipeline_id)
+        elif self._catalogue.get(pipeline_id) is None:
+            await self._send(Error(reason="not_found", detail="There is no such pipeline.", pipeline_id=pipeline_id))
+        elif pipeline_id not in self._subscriptions and len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
+            await self._send(
+                Error(
+                    reason="too_many_subscriptions",
+                    detail=f"One connection has up to {MAX_SUBSCRIPTIONS}; unsubscribe from others.",
+                    pipeline_id=pipeline_id,
+                )
+            )
+        elif pipeline_id in self._subscriptions:
+            await self._send(Subscribed(pipeline_id=pipeline_id))
+        else:
+            self._subscriptions[pipeline_id] = asyncio.create_task(self._forward(pipeline_id))
+
+    async def _unsubscribe(self, pipeline_id: str) -> None:
+        subscription = self._subscriptions.pop(pipeline_id, None)
+        if subscription is not None:
+            subscription.cancel()
+            await asyncio.gather(subscription, return_exceptions=True)
+        await self._send(Unsubscribed(pipeline_id=pipeline_id))
+
+    async def _forward(self, pipeline_id: str) -> None:
+        async with self._ending():
+            await self._send_events(pipeline_id)
+
+    @asynccontextmanager
+    async def _ending(self) -> AsyncIterator[None]:
+        """Let no error end a part of the connection only."""
+        try:
+            yield
+        except WebSocketDisconnect:
+            self._closed.set()
+        except Exception:
+            _logger.exception("A connection ends because of an unexpected error.")
+            await self._close(INTERNAL_ERROR)
+
+    async def _send_events(self, pipeline_id: str) -> None:
+        async with self._security.run_events.subscribe(pipeline_id) as events:
+            await self._send(Subscribed(pipeline_id=pipeline_id))
+            async for event in events:
+                if not self._may_read(event.pipeline_id):  # no longer
+                    await self._deny(pipeline_id)
+                    return
+                await self._send(_shown(event))
+
+    async def _deny(self, pipeline_id: str) -> None:
+        await self._send(Error(reason="forbidden", detail="You may not read this pipeline.", pipeline_id=pipeline_id))
+        await self._close(FORBIDDEN)
+
+    async def _send(self, message: BaseModel) -> None:
+        async with self._sending:
+            if self._closed.is_set():
+                return
+            try:
+                await asyncio.wait_for(self._websocket.send_text(message.model_dump_json()), SEND_SECONDS)
+            except asyncio.TimeoutError:
+                self._closed.set()  # who does not even read cannot be told why
+
+    async def _close(self, code: int) -> None:
+        if not self._closed.is_set():
+            with suppress(RuntimeError, asyncio.TimeoutError):  # it is closed meanwhile, or does not read either
+                await asyncio.wait_for(self._websocket.close(code), SEND_SECONDS)
+            self._closed.set()
+
+    def _may_read(self, pipeline_id: str) -> bool:
+        # The middleware lets nobody in unknown, but where the settings say so.
+        return self._principal is ANONYMOUS or may(self._security, self._principal, Permission.READ, pipeline_id)
+
+
+def _shown(event: RunEvent) -> Event:
+    return Event(**event._asdict())

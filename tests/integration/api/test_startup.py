@@ -1,0 +1,119 @@
+"""What is wrong with the set-up is said when the API is made; what is right is secured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from taskiq import InMemoryBroker, TaskiqEvents
+
+from taskiq_flow_security import AuthenticationError, ConfigurationError, FlowSecurity, SecurityMiddleware
+from taskiq_flow_security.http import create_visualization_api
+from tests.integration.api.server import PROCESSOR, STRANGER, config, serving
+
+
+def test_a_broker_without_security_gets_it() -> None:
+    broker = InMemoryBroker()
+    api = create_visualization_api(broker, config())
+    (middleware,) = broker.middlewares
+    assert isinstance(middleware, SecurityMiddleware)
+    assert middleware.security is api.security
+
+
+@pytest.mark.parametrize("given", [None, config()])
+def test_a_broker_with_security_keeps_it(given: Any) -> None:
+    security = FlowSecurity(config())
+    broker = InMemoryBroker().with_middlewares(SecurityMiddleware(security))
+    assert create_visualization_api(broker, given).security is security
+    assert len(broker.middlewares) == 1
+
+
+def test_another_configuration_than_that_of_the_broker_is_refused() -> None:
+    broker = InMemoryBroker().with_middlewares(SecurityMiddleware(FlowSecurity(config())))
+    with pytest.raises(ConfigurationError, match="another configuration"):
+        create_visualization_api(broker, config(require_https=True))
+
+
+def test_the_configuration_comes_from_the_environment_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKIQ_FLOW_JWT_SECRET", "x" * 32)
+    monkeypatch.setenv("TASKIQ_FLOW_RATE_LIMIT_DEFAULT", "7/hour")
+    assert create_visualization_api(InMemoryBroker()).security.config.rate_limit_default == "7/hour"
+
+
+def test_without_any_configuration_nothing_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TASKIQ_FLOW_JWT_SECRET", raising=False)
+    with pytest.raises(ConfigurationError, match="jwt_secret"):
+        create_visualization_api(InMemoryBroker())
+
+
+def test_a_limit_for_an_endpoint_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="rate_limits"):
+        create_visualization_api(InMemoryBroker(), config(rate_limits={"list_pipeline": "1/minute"}))
+
+
+def test_a_limit_for_each_endpoint_that_the_document_names_is_taken() -> None:
+    names = ("health", "whoami", "get_run", "openapi", "docs")
+    create_visualization_api(InMemoryBroker(), config(rate_limits=dict.fromkeys(names, "1/minute")))
+
+
+def test_what_is_no_pipeline_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="is no pipeline"):
+        create_visualization_api(InMemoryBroker(), config(), pipelines={"some": object()})
+
+
+async def test_the_broker_starts_and_stops_with_the_server() -> None:
+    broker = InMemoryBroker()
+    seen: list[str] = []
+    broker.add_event_handler(TaskiqEvents.CLIENT_STARTUP, lambda _state: seen.append("started"))
+    broker.add_event_handler(TaskiqEvents.CLIENT_SHUTDOWN, lambda _state: seen.append("stopped"))
+    async with serving(create_visualization_api(broker, config())) as client:
+        assert (await client.get("/health")).status_code == 200
+        assert seen == ["started"]
+    assert seen == ["started", "stopped"]
+
+
+async def test_kicks_outside_of_requests_are_in_nobodys_name() -> None:
+    broker = InMemoryBroker()
+    task = broker.register_task(_nothing, "nothing", pipeline="tables")
+    async with serving(create_visualization_api(broker, config())) as client:
+        await client.run("tables", PROCESSOR)
+        with pytest.raises(AuthenticationError):
+            await task.kiq()
+
+
+async def test_without_security_everybody_may_do_everything() -> None:
+    broker = InMemoryBroker()
+    broker.register_task(_nothing, "nothing", pipeline="tables")
+    async with serving(create_visualization_api(broker, config(security_enabled=False))) as client:
+        listed = (await client.get("/pipelines")).json()["pipelines"]
+        started = await client.execute("tables", None)
+        run = await client.finished(started, PROCESSOR)
+        async with client.live(None) as live:
+            assert (await live.ask(type="subscribe", pipeline_id="tables"))["type"] == "subscribed"
+    assert [pipeline["id"] for pipeline in listed if pipeline["may_execute"]] == ["tables"]
+    assert (run["state"], run["subject"]) == ("completed", "anonymous")
+
+
+async def test_while_monitoring_what_would_be_refused_is_served() -> None:
+    broker = InMemoryBroker()
+    broker.register_task(_nothing, "nothing", pipeline="tables")
+    async with serving(create_visualization_api(broker, config(enforcement="monitor"))) as client:
+        listed = (await client.get("/pipelines")).json()["pipelines"]
+        run = await client.finished(await client.execute("tables", None), PROCESSOR)
+        async with client.live(STRANGER) as live:
+            assert (await live.ask(type="subscribe", pipeline_id="tables"))["type"] == "subscribed"
+    assert [pipeline["id"] for pipeline in listed] == ["tables"]
+    assert run["state"] == "completed"
+
+
+async def test_websockets_without_authentication_where_the_settings_say_so() -> None:
+    broker = InMemoryBroker()
+    broker.register_task(_nothing, "nothing", pipeline="tables")
+    api = create_visualization_api(broker, config(websocket_require_auth=False))
+    async with serving(api) as client, client.live(None) as live:
+        assert (await live.ask(type="subscribe", pipeline_id="tables"))["type"] == "subscribed"
+        assert (await client.get("/pipelines")).status_code == 401
+
+
+async def _nothing() -> None:
+    """A task."""
