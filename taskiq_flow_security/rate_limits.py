@@ -40,6 +40,11 @@ class MemoryWindows(MemoryStorage):
         super().__init__()
         self._windows: dict[int, OrderedDict[str, list[float]]] = {}
 
+    @property
+    def remembered(self) -> int:
+        """How many identities are counted."""
+        return sum(map(len, self._windows.values()))
+
     async def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
         """Count `amount` uses, if the last `expiry` seconds have seen few enough; whether they have."""
         now = time.time()

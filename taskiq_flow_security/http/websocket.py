@@ -156,7 +156,9 @@ class Connection:
         if self.closed or (self._accepted and kind == "websocket.accept"):
             return
         self._accepted = self._accepted or kind == "websocket.accept"
-        self.closed = kind in ("websocket.close", "websocket.http.response.start")
+        self.closed = kind == "websocket.close" or (
+            kind == "websocket.http.response.body" and not message.get("more_body", False)
+        )
         await self._send(message)
 
     async def send_json(self, content: dict[str, str]) -> None:
