@@ -98,7 +98,7 @@ class Edge:
         self.security = FlowSecurity(TaskiqFlowConfig(**settings), audit=audit, clock=self.clock)
         starlette = Starlette(routes=self.routes if self.routes is not None else self._guide_routes())
         starlette.add_middleware(HTTPSecurityMiddleware, security=self.security, rules=self.rules)
-        self.app: App = starlette  # type: ignore[assignment]  # Starlette's own names for the same types
+        self.app: App = starlette
 
     async def answer(self, request: Request) -> JSONResponse:
         subject = request.state.principal.subject
@@ -175,8 +175,12 @@ async def request(app: App, method: str, path: str, headers: Headers = (), **sco
     """Send a request with any scope, over HTTPS unless it says otherwise."""
     sent: list[Message] = []
 
+    requests: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
     async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        if not requests:
+            await asyncio.Event().wait()  # the client stays, and sends nothing more
+        return requests.pop()
 
     async def send(message: Message) -> None:
         sent.append(message)

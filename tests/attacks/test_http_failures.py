@@ -71,7 +71,8 @@ async def test_an_exception_in_any_check_denies(
     assert edge.reached == []
     assert edge.trail.last.outcome == "deny"
     async with connect(edge.app, key()) as client:
-        assert (await client.denial()).status in (500, 503) if "decide" not in check and "Match" not in check else True
+        if not check.endswith(("decide", "request")):  # this connection asks for no permission
+            assert (await client.denial()).status in (500, 503)
     assert edge.reached == []
 
 
@@ -222,7 +223,7 @@ async def test_an_error_after_the_answer_has_begun_does_not_begin_another() -> N
         return StreamingResponse(rows())
 
     edge = Edge(routes=[Route("/mine", mine)], rules=OPEN)
-    with pytest.raises((AccessDeniedError, ExceptionGroup) if "ExceptionGroup" in dir(__builtins__) else BaseException):
+    with pytest.raises(AccessDeniedError):
         await edge.get("/mine", key())
 
 

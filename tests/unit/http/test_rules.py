@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from starlette._utils import get_route_path
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route, get_route_path
+from starlette.routing import Mount, Route
 
 from taskiq_flow_security import ConfigurationError
 from taskiq_flow_security.http.asgi import route_path
@@ -86,14 +87,14 @@ async def test_the_router_reaches_the_endpoint_of_the_rule_with_its_pipeline(pat
     match = TABLE.find("GET", path)
     if match is None:
         return
-    answer = await request(ROUTER, "GET", path)  # type: ignore[arg-type]
+    answer = await request(ROUTER, "GET", path)
     assert answer.status == 200
     assert JSONResponse([match.rule.path, match.pipeline]).body == answer.body
 
 
 @given(paths)
 async def test_a_path_that_the_router_would_change_is_unknown(path: str) -> None:
-    answer = await request(ROUTER, "GET", path)  # type: ignore[arg-type]
+    answer = await request(ROUTER, "GET", path)
     if answer.status == 307:
         assert TABLE.find("GET", path) is None
 
@@ -227,6 +228,6 @@ def test_the_rules_that_come_with_the_package_make_tables() -> None:
 async def test_rules_name_full_paths_also_below_mounts() -> None:
     mounted = Starlette(routes=[Mount("/sub", routes=[Route("/things/{thing}", _tell)])])
     table = RuleTable((Rule("GET", "/sub/things/{thing}", "thing", "read", "{thing}"),))
-    assert (await request(mounted, "GET", "/sub/things/a")).status == 200  # type: ignore[arg-type]
+    assert (await request(mounted, "GET", "/sub/things/a")).status == 200
     assert table.find("GET", "/sub/things/a") is not None
     assert table.find("GET", "/things/a") is None
