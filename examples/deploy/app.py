@@ -13,8 +13,12 @@ from taskiq_flow_security.http import create_visualization_api
 REDIS_URL = os.environ["REDIS_URL"]
 
 security = FlowSecurity(TaskiqFlowConfig())
-results = security.protect_results(RedisAsyncResultBackend(REDIS_URL, result_ex_time=86_400))
-broker = RedisStreamBroker(REDIS_URL).with_result_backend(results).with_middlewares(SecurityMiddleware(security))
+results: RedisAsyncResultBackend[int] = RedisAsyncResultBackend(REDIS_URL, result_ex_time=86_400)
+broker = (
+    RedisStreamBroker(REDIS_URL)
+    .with_result_backend(security.protect_results(results))
+    .with_middlewares(SecurityMiddleware(security))
+)
 
 
 @broker.task(pipeline="data-pipeline")
