@@ -46,12 +46,12 @@ class Stack:
         """What a client trusts: this deployment's certificate, and no other."""
         return ssl.create_default_context(cafile=str(self.certificate))
 
-    def client(self, tls: ssl.SSLContext | None = None) -> httpx.Client:
-        """A client of nginx, by HTTPS, which checks the name of the server."""
+    def client(self, address: str = "127.0.0.1") -> httpx.Client:
+        """A client of nginx, by HTTPS, from this address."""
         return httpx.Client(
             base_url=f"https://127.0.0.1:{self.https_port}",
             headers={"host": HOST},
-            verify=tls or self.tls(),
+            transport=httpx.HTTPTransport(verify=self.tls(), local_address=address),
             timeout=20,
         )
 
