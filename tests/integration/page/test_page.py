@@ -1,0 +1,153 @@
+"""The page, as somebody sees and uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.integration.page.app import HOSTILE, PROCESSOR, VIEWER
+
+SECONDS = 20
+
+T = TypeVar("T")
+
+
+def wait_until(browser: Chrome, holds: Callable[[Chrome], T]) -> T:
+    return WebDriverWait(browser, SECONDS, poll_frequency=0.05).until(holds)
+
+
+def find(browser: Chrome, selector: str) -> WebElement:
+    return browser.find_element(By.CSS_SELECTOR, selector)
+
+
+def texts(browser: Chrome, selector: str) -> list[str]:
+    script = "return [...document.querySelectorAll(arguments[0])].map((found) => found.textContent)"
+    found: list[str] = browser.execute_script(script, selector)
+    return found
+
+
+def sign_in(browser: Chrome, credential: str) -> None:
+    find(browser, "#credential").send_keys(credential)
+    find(browser, "#sign-in-form button").click()
+
+
+def signed_in(browser: Chrome, credential: str) -> None:
+    sign_in(browser, credential)
+    wait_until(browser, lambda _: texts(browser, "#connection") == ["live"])
+    wait_until(browser, lambda _: find(browser, "#pipeline").is_displayed())
+
+
+def choose(browser: Chrome, pipeline: str) -> None:
+    [button] = [button for button in browser.find_elements(By.CSS_SELECTOR, "nav button") if button.text == pipeline]
+    button.click()
+    wait_until(browser, lambda _: texts(browser, "#name") == [pipeline] and texts(browser, ".node"))
+
+
+def fill(browser: Chrome, selector: str, text: str) -> None:
+    field = find(browser, selector)
+    field.clear()
+    field.send_keys(text)
+
+
+def start(browser: Chrome, args: str = "[]", kwargs: str = "{}") -> None:
+    fill(browser, "#args", args)
+    fill(browser, "#kwargs", kwargs)
+    find(browser, "#start-button").click()
+
+
+def test_a_wrong_key_is_told_so_and_nothing_is_shown(browser: Chrome) -> None:
+    sign_in(browser, "guessed")
+    wait_until(browser, lambda _: texts(browser, "#sign-in-problem") == ["This key is not accepted."])
+    assert not find(browser, "#work").is_displayed()
+
+
+def test_a_wrong_token_is_told_so(browser: Chrome) -> None:
+    sign_in(browser, "eyJhbGciOiJIUzI1NiJ9.e30.c2ln")
+    wait_until(browser, lambda _: "token is not accepted" in texts(browser, "#sign-in-problem")[0])
+
+
+def test_a_viewer_sees_the_pipelines_that_it_may_read_and_is_told_why_it_starts_none(browser: Chrome) -> None:
+    signed_in(browser, VIEWER)
+    assert texts(browser, "nav button") == ["branches", "single"]
+    choose(browser, "single")
+    assert "not start it" in texts(browser, "#summary")[0]
+    start(browser)
+    wait_until(browser, lambda _: "may not execute single" in texts(browser, "#start-answer")[0])
+
+
+def test_a_graph_has_a_column_for_what_can_run_at_the_same_time_and_shows_the_critical_path(browser: Chrome) -> None:
+    signed_in(browser, PROCESSOR)
+    choose(browser, "branches")
+    boxes = {node.text: node.rect for node in browser.find_elements(By.CSS_SELECTOR, ".node")}
+    assert boxes["load"]["x"] < boxes["total"]["x"] == boxes["largest"]["x"] < boxes["report"]["x"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".edge")) == 4
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".node.critical")) == 3
+
+
+def test_a_processor_starts_a_run_sees_its_steps_light_up_and_its_result(browser: Chrome) -> None:
+    signed_in(browser, PROCESSOR)
+    choose(browser, "branches")
+    start(browser, kwargs='{"source": "four"}')
+    wait_until(browser, lambda _: len(browser.find_elements(By.CSS_SELECTOR, ".node.completed")) == 4)
+    wait_until(browser, lambda _: texts(browser, "#runs .state-completed"))
+    find(browser, "#runs button").click()
+    wait_until(browser, lambda _: "4 of 4" in texts(browser, "#details")[0])
+    events = texts(browser, "#events strong")
+    assert {"enqueued", "started", "completed"} <= set(events)
+
+
+def test_a_run_that_fails_is_shown_as_one(browser: Chrome) -> None:
+    signed_in(browser, PROCESSOR)
+    choose(browser, "single")
+    start(browser, kwargs='{"fails": true}')
+    wait_until(browser, lambda _: browser.find_elements(By.CSS_SELECTOR, ".node.failed"))
+    wait_until(browser, lambda _: texts(browser, "#runs .state-failed"))
+    find(browser, "#runs button").click()
+    wait_until(browser, lambda _: "ValueError" in texts(browser, "#details")[0])
+
+
+def test_arguments_that_are_no_json_are_not_sent(browser: Chrome) -> None:
+    signed_in(browser, PROCESSOR)
+    choose(browser, "single")
+    runs = texts(browser, "#runs tr")
+    for args, kwargs in (("[1,", "{}"), ("{}", "{}"), ("[]", "[]"), ("[]", "null")):
+        start(browser, args, kwargs)
+        wait_until(browser, lambda _: texts(browser, "#start-answer")[0].startswith("Write here a JSON"))
+    assert texts(browser, "#runs tr") == runs
+
+
+def test_names_with_html_in_them_are_text(browser: Chrome) -> None:
+    signed_in(browser, PROCESSOR)
+    choose(browser, "single")
+    start(browser, "[1]")
+    wait_until(browser, lambda _: HOSTILE in texts(browser, "#events span"))
+    assert texts(browser, ".node title") == [HOSTILE]
+    assert browser.find_elements(By.TAG_NAME, "img") == []
+    assert browser.title == "Pipelines"
+
+
+def test_signing_out_leaves_nothing_behind(browser: Chrome) -> None:
+    signed_in(browser, PROCESSOR)
+    find(browser, "#sign-out").click()
+    assert find(browser, "#sign-in").is_displayed()
+    assert not find(browser, "#work").is_displayed()
+    assert texts(browser, "nav button") == []
+    assert find(browser, "#credential").get_attribute("value") == ""
+    stored = "return JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
+    assert browser.execute_script(stored) == '[{},{},""]'
+
+
+def test_every_field_and_button_has_a_name_to_be_read_out(browser: Chrome) -> None:
+    def shown() -> list[WebElement]:
+        controls = browser.find_elements(By.CSS_SELECTOR, "input, textarea, button")
+        return [control for control in controls if control.is_displayed()]
+
+    assert all(control.accessible_name for control in shown())
+    signed_in(browser, PROCESSOR)
+    assert len(shown()) > 5
+    assert all(control.accessible_name for control in shown())
