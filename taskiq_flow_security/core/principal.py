@@ -132,6 +132,14 @@ class Principal:
             )
         )
 
+    def in_transaction(self, txn: str | None) -> Principal:
+        """The same principal, in another transaction."""
+        other = object.__new__(Principal)
+        for name in Principal.__slots__:  # all of it was checked when this one was made
+            object.__setattr__(other, name, getattr(self, name))
+        object.__setattr__(other, "txn", txn)
+        return other
+
     def same_identity(self, other: Principal) -> bool:
         """Whether the other one is this principal, restricted in whatever way."""
         return (self.subject, self.roles, self.permissions, self.pipelines, self.api_key_id) == (

@@ -28,6 +28,18 @@ class ApiKey:
     expires_at: float | None
     rate_limits: Mapping[str, str] = field(default_factory=dict)
     """By endpoint, in the notation of the `limits` package."""
+    _principal: Principal = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        principal = Principal(
+            self.subject,
+            self.roles,
+            self.permissions,
+            self.pipelines,
+            api_key_id=self.id,
+            expires_at=self.expires_at,
+        )
+        object.__setattr__(self, "_principal", principal)  # the dataclass is frozen
 
     @classmethod
     def parse(
@@ -57,15 +69,7 @@ class ApiKey:
 
     def principal(self, txn: str | None = None) -> Principal:
         """The principal that acts with this key."""
-        return Principal(
-            self.subject,
-            self.roles,
-            self.permissions,
-            self.pipelines,
-            api_key_id=self.id,
-            txn=txn,
-            expires_at=self.expires_at,
-        )
+        return self._principal.in_transaction(txn)
 
     def expired(self, now: float) -> bool:
         """Whether the key's time is over."""

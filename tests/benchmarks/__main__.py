@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from tests.benchmarks import decisions, inmemory, primitives, redis_throughput, results, stages
+from tests.benchmarks import decisions, http, inmemory, primitives, redis_throughput, results, stages
 from tests.benchmarks.harness import FULL, QUICK, Effort
 from tests.benchmarks.report import Target, print_targets
 
@@ -17,6 +17,7 @@ PARTS: dict[str, Callable[[Effort], Awaitable[list[Target]]]] = {
     "redis": redis_throughput.run,
     "primitives": primitives.run,
     "decisions": decisions.run,
+    "http": http.run,
     "results": results.run,
 }
 

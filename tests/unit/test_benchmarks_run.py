@@ -19,7 +19,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decisions, "PIPELINES", (10, 100))
 
 
-@pytest.mark.parametrize("part", ["inmemory", "primitives", "decisions", "results"])
+@pytest.mark.parametrize("part", ["inmemory", "primitives", "decisions", "results", "http"])
 def test_a_part_prints_what_it_measured(part: str, capsys: pytest.CaptureFixture[str]) -> None:
     benchmarks.main(["--quick", part])
     assert "ratio" in capsys.readouterr().out
