@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -22,14 +25,25 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
-from taskiq_flow_security.core.policy import TASK_PREFIX
+from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, TASK_PREFIX
 from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission
 from taskiq_flow_security.errors import ConfigurationError
 
+_logger = logging.getLogger(__name__)
+
 MIN_HS256_SECRET_BYTES = 32
 """RFC 7518 section 3.2: a key of at least the size of the hash output."""
+
+_PREFIX = "TASKIQ_FLOW_"
 
 UNIX_SOCKET = "unix"
 """Stands for whoever connects through a Unix domain socket."""
@@ -166,7 +180,7 @@ class TaskiqFlowConfig(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="TASKIQ_FLOW_",
+        env_prefix=_PREFIX,
         case_sensitive=False,
         extra="forbid",
         frozen=True,
@@ -203,7 +217,7 @@ class TaskiqFlowConfig(BaseSettings):
     """Seconds for which an issued principal is accepted; longer than `queue_ttl`."""
     queue_ttl: float = Field(default=86_400, gt=0, le=31_536_000)
     """Seconds that a message may wait before it runs; a task's label ``queue_ttl`` overrides it."""
-    max_delegation_depth: int = Field(default=32, ge=0)
+    max_delegation_depth: int = Field(default=32, ge=1)
     """How many tasks may have kicked one another, each from its function, before a kick is denied."""
     unsafe_pickle_messages: bool = False
     """Let the broker's serializer be pickle, which runs code before anything can be verified."""
@@ -254,15 +268,28 @@ class TaskiqFlowConfig(BaseSettings):
 
     def __init__(self, **values: Any) -> None:
         problem = None
+        _warn_of_unknown_variables(set(type(self).model_fields))
         try:
             super().__init__(**values)
         except ValidationError as error:
             problem = _explain(error)
         except SettingsError as error:
-            problem = f"{error}: the variable must hold valid JSON"
+            problem = f"{error}: the variable must hold valid JSON, in which no name stands twice"
         if problem is not None:
             # Raised out here so that it does not carry its origin along, which quotes keys and values.
             raise ConfigurationError(problem)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Fields come first, then environment variables; nothing else is read."""
+        return init_settings, _Variables(settings_cls)
 
     @field_validator("jwt_secret")
     @classmethod
@@ -285,11 +312,16 @@ class TaskiqFlowConfig(BaseSettings):
         for name in acls:
             if name.startswith(TASK_PREFIX):
                 raise ValueError(f'"{name}" is a task; name it in task_acls, without "{TASK_PREFIX}"')
+            if name.startswith(ENDPOINT_PREFIX):
+                raise ValueError(f'"{name}" is an endpoint; only pipelines and tasks have ACLs')
         return _check_acls(acls)
 
     @field_validator("task_acls")
     @classmethod
     def _check_task_acls(cls, acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
+        for name in acls:
+            if name.startswith(TASK_PREFIX):
+                raise ValueError(f'name the task without "{TASK_PREFIX}": "{name.removeprefix(TASK_PREFIX)}"')
         return _check_acls(acls)
 
     @field_validator("shared_store")
@@ -312,6 +344,27 @@ class TaskiqFlowConfig(BaseSettings):
         if self.principal_ttl <= self.queue_ttl:
             raise ValueError("principal_ttl must be longer than queue_ttl, or principals expire before their messages")
         return self
+
+
+class _Variables(EnvSettingsSource):
+    """Environment variables, in whose JSON no name may stand twice: the last one would win, unseen."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """The value of a variable that holds JSON."""
+        return json.loads(value, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        raise ValueError("a name stands twice in one object")
+    return dict(pairs)
+
+
+def _warn_of_unknown_variables(fields: set[str]) -> None:
+    for variable in os.environ:
+        if variable.upper().startswith(_PREFIX) and variable[len(_PREFIX) :].lower() not in fields:
+            _logger.warning("%s is not a setting of taskiq_flow_security; check the spelling.", variable)
 
 
 def timestamp(moment: datetime | None) -> float | None:

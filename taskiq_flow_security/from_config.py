@@ -84,8 +84,8 @@ def _reveal(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
 
 
-def keyring(config: TaskiqFlowConfig) -> Keyring:
-    """Keys for principals and messages. Raises `ConfigurationError` for one that is unusable or missing."""
+def keyring(config: TaskiqFlowConfig, now: float) -> Keyring:
+    """Keys for principals and messages. Raises `ConfigurationError` for one that is unusable or missing `now`."""
     if config.signing_keys:
         keys = Keyring.from_specs(
             KeySpec(
@@ -105,11 +105,12 @@ def keyring(config: TaskiqFlowConfig) -> Keyring:
         keys = Keyring.derived(config.jwt_secret.get_secret_value())
     else:
         keys = Keyring([])
-    missing = [use for use in (Use.ISSUE, Use.SEND) if not keys.has(use)]
+    missing = [use for use in (Use.ISSUE, Use.SEND) if not keys.has(use, now, config.clock_leeway)]
     if config.security_enabled and missing:
         raise ConfigurationError(
-            f"signing_keys: there is no key for {' and '.join(missing)}; set jwt_secret (at least 32 bytes, the same "
-            "in every process), or give signing_keys for both, or set security_enabled to false."
+            f"signing_keys: there is no key for {' and '.join(missing)} that can be used now; "
+            "set jwt_secret (at least 32 bytes, the same in every process), or give signing_keys for both, or set "
+            "security_enabled to false."
         )
     return keys
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from bisect import bisect_right
+from collections import OrderedDict
 from functools import lru_cache
 
 from limits import RateLimitItem, parse_many
+from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import ConfigurationError as StorageConfigurationError
 from limits.storage import storage_from_string
@@ -18,14 +22,71 @@ from taskiq_flow_security.errors import (
 
 _parse = lru_cache(maxsize=1024)(parse_many)
 
+_TIMEOUT = 2.0
+"""Seconds in which a store must have counted, or it is away."""
+
+_REMEMBERED = 100_000
+"""How many identities are counted in memory at most, for each length of a window; the ones longest unseen go first."""
+
+
+class MemoryWindows(MemoryStorage):
+    """The moving windows of `limits`, in memory, for many identities.
+
+    `MemoryStorage` (limits 5.8) keeps a sweep over all its keys going, one thread switch for each, and sets no bound to
+    them. Here each hit drops what it finds expired: no identity costs more for all the others that there are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._windows: dict[int, OrderedDict[str, list[float]]] = {}
+
+    @property
+    def remembered(self) -> int:
+        """How many identities are counted."""
+        return sum(map(len, self._windows.values()))
+
+    async def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        """Count `amount` uses, if the last `expiry` seconds have seen few enough; whether they have."""
+        now = time.time()
+        windows = self._windows.setdefault(expiry, OrderedDict())
+        hits = windows.get(key, [])
+        del hits[: bisect_right(hits, now - expiry)]
+        if len(hits) + amount > limit:
+            return False
+        hits += [now] * amount
+        windows[key] = hits
+        windows.move_to_end(key)
+        self._drop_old(windows, now - expiry)
+        return True
+
+    async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
+        """When the oldest use was that still counts, and how many there are."""
+        now = time.time()
+        windows = self._windows.get(expiry)
+        hits = [] if windows is None else windows.get(key, [])
+        expired = bisect_right(hits, now - expiry)
+        return (hits[expired], len(hits) - expired) if expired < len(hits) else (now, 0)
+
+    @staticmethod
+    def _drop_old(windows: OrderedDict[str, list[float]], expired: float) -> None:
+        """Drop two of the identities whose last use is over, if there are: more than a hit can have added."""
+        for _ in range(2):
+            oldest = next(iter(windows))
+            if windows[oldest][-1] > expired and len(windows) <= _REMEMBERED:
+                break
+            del windows[oldest]
+
 
 class RateLimits:
     """Counts hits against limits such as ``"10/minute"`` or ``"10/minute;100/hour"``."""
 
     def __init__(self, storage_url: str) -> None:
+        self._timeout: float | None = _TIMEOUT
         asynchronous = storage_url if storage_url.startswith("async+") else f"async+{storage_url}"
         try:
             storage = storage_from_string(asynchronous)
+            if type(storage) is MemoryStorage:
+                storage, self._timeout = MemoryWindows(), None
             self._limiter = MovingWindowRateLimiter(storage)
         except (
             StorageConfigurationError,
@@ -50,15 +111,22 @@ class RateLimits:
         """
         for item in _parse(limit):
             try:
-                if await self._limiter.hit(item, *identifiers):
-                    continue
-                retry_after = await self._retry_after(item, *identifiers)
+                retry_after = await self._hit(item, identifiers)
             except Exception as error:  # noqa: BLE001 (each storage raises its client's own errors)
                 raise BackendUnavailableError(
                     f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
                 ) from None
-            raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item))
+            if retry_after is not None:
+                raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item))
 
-    async def _retry_after(self, item: RateLimitItem, *identifiers: str) -> float:
+    async def _hit(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
+        """Count one use; seconds until the next one can be, where that is one too many."""
+        if self._timeout is None:
+            return await self._count(item, identifiers)
+        return await asyncio.wait_for(self._count(item, identifiers), self._timeout)
+
+    async def _count(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
+        if await self._limiter.hit(item, *identifiers):
+            return None
         window = await self._limiter.get_window_stats(item, *identifiers)
         return max(window.reset_time - time.time(), 0.0)

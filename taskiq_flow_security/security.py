@@ -56,7 +56,7 @@ class FlowSecurity:
         self.api_keys = from_config.api_keys(config)
         self._lists_api_keys = "api_keys" in config.model_fields_set  # also if the last one has been removed
         self._bearer_tokens = from_config.bearer_tokens(config)
-        keyring = from_config.keyring(config)
+        keyring = from_config.keyring(config, clock())
         self.principals = PrincipalTokens(
             keyring,
             config.principal_issuer,

@@ -66,6 +66,7 @@ class AuditFile:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._lines: list[bytes] = []
+        self._rest = b""
         self._waiting = threading.Event()
         self._writer: threading.Thread | None = None
 
@@ -83,21 +84,26 @@ class AuditFile:
             self.flush()
 
     def _append(self) -> None:
-        if not self._lines:
+        if not (self._lines or self._rest):
             return
         try:
             if not self._in_place():
                 opened = self._open()
                 self._file.close()
                 self._file = opened
-            data = b"\n".join(self._lines) + b"\n"
-            while data:
-                data = data[self._file.write(data) :]
+            if not self._rest:
+                self._take_lines()
+            while self._rest:
+                self._rest = self._rest[self._file.write(self._rest) :]
+                if not self._rest and self._lines:
+                    self._take_lines()
         except OSError:
-            _logger.exception("The audit file cannot be written to; %d events are waiting.", len(self._lines))
+            _logger.exception("The audit file cannot be written to; %d more events are waiting.", len(self._lines))
             del self._lines[:-_KEPT]
-        else:
-            self._lines.clear()
+
+    def _take_lines(self) -> None:
+        self._rest = b"\n".join(self._lines) + b"\n"
+        self._lines.clear()
 
     def _open(self) -> FileIO:
         return FileIO(self._path, "a", opener=_for_owner_only)

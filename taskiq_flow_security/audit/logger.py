@@ -12,6 +12,8 @@ from structlog.typing import EventDict, Processor
 from taskiq_flow_security.audit.fields import fields_of
 from taskiq_flow_security.core.events import AuditEvent, Outcome
 
+_logger = logging.getLogger(__name__)
+
 LOGGER_NAME = "taskiq_flow.audit"
 
 
@@ -61,6 +63,10 @@ class AuditLogger:
             sink.flush()
 
     def _logs(self, level: int) -> bool:
+        if self._logger.disabled:
+            # `logging.config` disables the loggers that it is not told of, by default. This one has a level to be set.
+            self._logger.disabled = False
+            _logger.warning("The audit logger %s had been disabled, and is enabled again.", self._logger.name)
         # What is denied goes to logging's handler of last resort, where there is no other.
         return self._logger.isEnabledFor(level) and (level >= logging.WARNING or self._logger.hasHandlers())
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickletools
+
 from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.formatter import TaskiqFormatter
+from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.broker.wire import to_wire
@@ -16,33 +19,57 @@ _PROBE = [
 
 
 class Fidelity:
-    """Tests a format once with a message of every kind of value.
+    """Tests a format once, with a message of every kind of value that is never sent.
 
     A format that sorts keys or rounds numbers changes a message on its way. What is signed then is what will arrive.
     """
 
     def __init__(self, broker: AsyncBroker) -> None:
         self._broker = broker
-        self._tested: object = None
+        self._formatter: TaskiqFormatter | None = None
+        self._serializer: TaskiqSerializer | None = None
         self._holds = False
+        self._pickles = False
 
     def holds(self, formatter: TaskiqFormatter) -> bool:
         """Whether the formatter, with the broker's present serializer, changes nothing."""
-        combination = (formatter, self._broker.serializer)
-        if combination != self._tested:
-            self._holds = _changes_nothing(formatter)
-            self._tested = combination
+        self._test(formatter)
         return self._holds
 
+    def pickles(self, formatter: TaskiqFormatter) -> bool:
+        """Whether what it makes is pickle, whatever it is called: to read that runs code."""
+        self._test(formatter)
+        return self._pickles
 
-def _changes_nothing(formatter: TaskiqFormatter) -> bool:
-    probe = TaskiqMessage(
+    def _test(self, formatter: TaskiqFormatter) -> None:
+        if formatter is self._formatter and self._broker.serializer is self._serializer:
+            return
+        self._pickles = _is_pickle(formatter)
+        self._holds = not self._pickles and _changes_nothing(formatter)
+        self._formatter, self._serializer = formatter, self._broker.serializer
+
+
+def _probe() -> TaskiqMessage:
+    return TaskiqMessage(
         task_id="probe",
         task_name="probe",
         labels={"b": "1", "a": "2"},
         args=_PROBE,
         kwargs={"b": 1, "a": 2},
     )
+
+
+def _is_pickle(formatter: TaskiqFormatter) -> bool:
+    try:
+        for _ in pickletools.genops(formatter.dumps(_probe()).message):
+            pass
+    except Exception:  # noqa: BLE001 (any other bytes end somewhere in an error, and formats raise what they like)
+        return False
+    return True
+
+
+def _changes_nothing(formatter: TaskiqFormatter) -> bool:
+    probe = _probe()
     try:
         arrived = formatter.loads(formatter.dumps(probe).message)
         return repr(to_wire(arrived)) == repr(to_wire(probe))  # unlike ==, sees order and types

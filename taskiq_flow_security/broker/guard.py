@@ -79,6 +79,8 @@ def guard(
     def decorate(function: F) -> F:
         if isinstance(function, AsyncTaskiqDecoratedTask):
             raise ConfigurationError("guard: write @guard below @broker.task, directly on the function.")
+        if guard_of(function) is not None:
+            raise ConfigurationError("guard: the function is guarded already; ask for everything in one @guard.")
         return _guarded(function, rule)
 
     return decorate

@@ -16,6 +16,7 @@ from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker import refusal, run_events
 from taskiq_flow_security.broker.delivery import Delivery
+from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.formatter import SigningFormatter
 from taskiq_flow_security.broker.refusal import DependencyOverrides
 from taskiq_flow_security.broker.sender import Sender
@@ -48,15 +49,16 @@ class SecurityMiddleware(TaskiqMiddleware):
         if self.broker not in (None, broker):
             raise ConfigurationError("Each broker needs a SecurityMiddleware of its own; make another.")
         super().set_broker(broker)
-        self._sender = Sender(self.security, broker)
-        self._verifier = Verifier(self.security, broker)
+        fidelity = Fidelity(broker)
+        self._sender = Sender(self.security, broker, fidelity)
+        self._verifier = Verifier(self.security, broker, fidelity)
         self._install()
-        self._check_serializer()
+        self._check_format()
 
     def startup(self) -> None:
         """Make sure that everything is in place before the first message."""
         self._install()
-        self._check_serializer()
+        self._check_format()
         if self.security.enabled:
             check_results(self.broker.result_backend, is_worker=self.broker.is_worker_process)
         self.security.audit.record(
@@ -78,7 +80,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         """Decide in the caller. Raises a `FlowSecurityError` if it may not kick this."""
         self._install()
         if self.security.enabled:
-            self._check_serializer()
+            self._check_format()
             await self._sender.authorize(message)
         return message
 
@@ -87,7 +89,8 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._install()
         if self.security.enabled:
             delivery = self._verifier.admit(message)
-            run_events.decided(self.security, message, delivery)
+            if self.security.run_events.watched():
+                run_events.decided(self.security, message, delivery)
             if delivery.admitted is None:
                 await self._verifier.refuse(message, delivery)
         else:
@@ -100,16 +103,17 @@ class SecurityMiddleware(TaskiqMiddleware):
         delivery = deliveries.current.get()
         if delivery is not None:
             delivery.executed = True
-            run_events.failed(self.security, message, delivery, exception)
+            if self.security.run_events.watched():
+                run_events.failed(self.security, message, delivery, exception)
 
-    def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+    async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         """Tell that the function has returned; give a refused message its result."""
         delivery = deliveries.current.get()
         if delivery is not None:
             delivery.executed = True
-            if not result.is_err:
+            if not result.is_err and self.security.run_events.watched():
                 run_events.completed(self.security, message, delivery)
-            refusal.settle(delivery, result)
+            await refusal.settle(delivery, result)
 
     def _install(self) -> None:
         """Put in place what is not, or no longer."""
@@ -118,7 +122,7 @@ class SecurityMiddleware(TaskiqMiddleware):
             # Instance attributes come first: this is the broker's own kick, for this broker.
             broker.kick = _isolated(broker.kick)  # type: ignore[assignment]
         if not isinstance(broker.dependency_overrides, DependencyOverrides):
-            broker.dependency_overrides = DependencyOverrides(broker.dependency_overrides)
+            broker.dependency_overrides = DependencyOverrides(broker.dependency_overrides)  # type: ignore[assignment]  # all that is done with it is what a mapping can do
         if broker.formatter is self._formatter:
             return
         if self._formatter is not None:
@@ -126,11 +130,11 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._formatter = SigningFormatter(broker.formatter, self._sender, self._verifier)
         broker.formatter = self._formatter
 
-    def _check_serializer(self) -> None:
-        if self.security.enabled and not self._verifier.may_read():
+    def _check_format(self) -> None:
+        if self.security.enabled and self._formatter and not self._verifier.may_read(self._formatter.inner):
             raise ConfigurationError(
-                "The broker's serializer is pickle: whoever can write to the queue runs code in the worker before any "
-                "signature can be verified. Use JSONSerializer or another, or set unsafe_pickle_messages."
+                "The broker sends pickle: whoever can write to the queue runs code in the worker before any signature "
+                "can be verified. Use JSONSerializer or another, or set unsafe_pickle_messages."
             )
 
 

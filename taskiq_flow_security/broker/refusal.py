@@ -8,7 +8,10 @@ holds whatever other middlewares do with the message afterwards.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import UserDict
+from collections.abc import MutableMapping
 from typing import Any, NoReturn
 
 from taskiq import TaskiqDepends
@@ -16,12 +19,16 @@ from taskiq.abc.broker import AsyncBroker
 from taskiq.acks import AcknowledgeType
 from taskiq.message import TaskiqMessage
 from taskiq.result import TaskiqResult
+from taskiq.result_backends.dummy import DummyResultBackend
 
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker.delivery import Delivery, RefusalSignal
 from taskiq_flow_security.errors import FlowSecurityError
 
 _logger = logging.getLogger(__name__)
+
+_PATIENCE = 5.0
+"""Seconds that a result backend has to say whether a result is there."""
 
 
 def refuse(message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
@@ -34,10 +41,13 @@ def refuse(message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError)
     message.labels["ack_type"] = AcknowledgeType.WHEN_SAVED.value
 
 
-def settle(delivery: Delivery, result: TaskiqResult[Any]) -> None:
+async def settle(delivery: Delivery, result: TaskiqResult[Any]) -> None:
     """Keep the result of a refused task from being stored where another is there already."""
-    if delivery.refusal is not None:
-        result.error = delivery.refusal if delivery.keep_result else delivery.refusal.restore()
+    if delivery.refusal is None:
+        return
+    # The genuine message may have been answered since this one came.
+    keep_result = delivery.keep_result or await result_exists(delivery.broker, delivery.task_id)
+    result.error = delivery.refusal if keep_result else delivery.refusal.restore()
 
 
 def empty(message: TaskiqMessage) -> None:
@@ -49,9 +59,11 @@ def empty(message: TaskiqMessage) -> None:
 
 
 async def result_exists(broker: AsyncBroker, task_id: str) -> bool:
-    """Whether a result is stored for this task; assumed where it cannot be found out."""
+    """Whether a result is stored for this task; assumed where it cannot be found out, or not in a while."""
+    if isinstance(broker.result_backend, DummyResultBackend):
+        return False  # it says that all are there, and keeps none
     try:
-        return await broker.result_backend.is_result_ready(task_id)
+        return await asyncio.wait_for(broker.result_backend.is_result_ready(task_id), _PATIENCE)
     except Exception:  # noqa: BLE001 (result backends raise what they like)
         return True
 
@@ -75,11 +87,16 @@ def _refused(_: Any = TaskiqDepends(_raise_refusal)) -> None:
     """Stands in for a refused task where its dependencies are looked for."""
 
 
-class DependencyOverrides(dict[Any, Any]):
+class DependencyOverrides(UserDict[Any, Any]):
     """The broker's dependency overrides, by which TaskIQ replaces dependencies before it resolves them.
 
-    Where a message is refused, they replace the task itself.
+    Where a message is refused, they replace the task itself. Else they are those that the user has given the broker,
+    who may go on changing them.
     """
+
+    def __init__(self, overrides: MutableMapping[Any, Any]) -> None:
+        super().__init__()
+        self.data = overrides  # type: ignore[assignment]  # it is a dict where the user has given one
 
     def __bool__(self) -> bool:
         return _refusal() is not None or len(self) > 0

@@ -53,10 +53,10 @@ class Kick:
 class Sender:
     """Decides about kicks and signs messages for one broker."""
 
-    def __init__(self, security: FlowSecurity, broker: AsyncBroker) -> None:
+    def __init__(self, security: FlowSecurity, broker: AsyncBroker, fidelity: Fidelity) -> None:
         self._security = security
         self._broker = broker
-        self._fidelity = Fidelity(broker)
+        self._fidelity = fidelity
 
     async def authorize(self, message: TaskiqMessage) -> None:
         """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
@@ -93,7 +93,7 @@ class Sender:
         kick.decision = decision = security.decide(actor.principal, request)
         if not decision.allowed:
             raise access_denied(actor.principal, request, decision)
-        if len(self._actors(actor, message)) > security.config.max_delegation_depth:
+        if actor.actors and len(self._actors(actor, message)) > security.config.max_delegation_depth:
             raise AccessDeniedError(
                 Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another; see max_delegation_depth."
             )
@@ -148,7 +148,8 @@ class Sender:
                 signature=signature,
                 pipeline=labels.get(PIPELINE_LABEL),
             )
-        run_events.enqueued(security, message, labels.get(PIPELINE_LABEL), token)
+        if signature.denied is None and security.run_events.watched():
+            run_events.enqueued(security, message, labels.get(PIPELINE_LABEL), token)
         if not as_signed:
             return inner.dumps(TaskiqMessage.model_construct(**data))
         return BrokerMessage(
@@ -161,7 +162,7 @@ class Sender:
     def _delegation(self, actor: Acting, token: PrincipalToken, message: TaskiqMessage) -> Delegation:
         """On what terms the actor passes the principal on that the token proves."""
         actors, scope = self._actors(actor, message), actor.principal.scope
-        if scope == token.principal.scope:
+        if scope is token.principal.scope or scope == token.principal.scope:
             return Delegation(actors) if actors else NOT_DELEGATED
         return Delegation(actors, scope)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.acks import parse_acknowledge_type
 from taskiq.message import TaskiqMessage
-from taskiq.serializers import PickleSerializer
 
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
@@ -20,6 +20,7 @@ from taskiq_flow_security.broker.access_requests import (
     registered_pipeline,
 )
 from taskiq_flow_security.broker.delivery import Delivery
+from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.task_events import record_allowed, record_denied
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.events import EventName, Outcome
@@ -42,6 +43,9 @@ _UNKNOWN_TASK = "taskiq_flow_security:unknown"
 
 _MAX_ID_LENGTH = 256
 
+_ORDINARY_ID = re.compile(r"[\w.-]{0,128}", re.ASCII)
+"""An id under which the refusal of a forged message is stored. Others might be the names of something else there."""
+
 _STALE = frozenset({Reason.EXPIRED, Reason.NOT_YET_VALID})
 """The reasons of a message that is genuine, but not now."""
 
@@ -49,13 +53,14 @@ _STALE = frozenset({Reason.EXPIRED, Reason.NOT_YET_VALID})
 class Verifier:
     """Verifies the messages that one broker receives, and decides about them."""
 
-    def __init__(self, security: FlowSecurity, broker: AsyncBroker) -> None:
+    def __init__(self, security: FlowSecurity, broker: AsyncBroker, fidelity: Fidelity) -> None:
         self._security = security
         self._broker = broker
+        self._fidelity = fidelity
 
-    def may_read(self) -> bool:
-        """Whether the broker's serializer can be trusted with bytes that nobody has verified yet."""
-        return self._security.config.unsafe_pickle_messages or not isinstance(self._broker.serializer, PickleSerializer)
+    def may_read(self, inner: TaskiqFormatter) -> bool:
+        """Whether the broker's format can be trusted with bytes that nobody has verified yet."""
+        return self._security.config.unsafe_pickle_messages or not self._fidelity.pickles(inner)
 
     def open(self, data: bytes, inner: TaskiqFormatter) -> TaskiqMessage:
         """Read and verify a message. What cannot be verified is emptied here, and refused later on.
@@ -67,7 +72,9 @@ class Verifier:
             wire.take_credentials(message)
             return message
         now = self._security.clock()
-        arrived, signature = self._open_signed_json(data, now) or (self._load(data, inner), None)
+        arrived = signature = None
+        if self.may_read(inner):
+            arrived, signature = self._open_signed_json(data, now) or (self._load(data, inner), None)
         message = arrived or TaskiqMessage(task_id=new_id(), task_name=_UNKNOWN_TASK, labels={}, args=[], kwargs={})
         delivery = self._deliver(message, signature)
         try:
@@ -115,7 +122,7 @@ class Verifier:
 
     def _open_signed_json(self, data: bytes, now: float) -> tuple[TaskiqMessage, MessageSignature] | None:
         """A message that travels as it was signed, once its signature is verified. ``None`` for any other."""
-        signed = signed_json.split(data) if self.may_read() else None
+        signed = signed_json.split(data)
         if signed is None:
             return None
         try:
@@ -126,8 +133,6 @@ class Verifier:
 
     def _load(self, data: bytes, inner: TaskiqFormatter) -> TaskiqMessage | None:
         """A message as the broker's own formatter reads it, if it can."""
-        if not self.may_read():
-            return None
         try:
             return inner.loads(data)
         except Exception:  # noqa: BLE001 (whatever hostile bytes do to a parser)
@@ -216,6 +221,7 @@ class Verifier:
             return
         if getattr(error, "reason", None) not in _STALE:
             refusal.empty(message)
+            delivery.keep_result = _ORDINARY_ID.fullmatch(message.task_id) is None
         if delivery.task is None:
             # The receiver logs the name of a task that it does not know.
             message.task_name = delivery.task_name = _UNKNOWN_TASK

@@ -7,6 +7,7 @@ receiver computes it from what it has read, whatever serializer or formatter car
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypedDict, cast
 
 from pydantic_core import from_json, to_json
@@ -37,6 +38,12 @@ class WireMessage(TypedDict):
 _MAX_DEPTH = 200
 """pydantic-core reads JSON up to this depth."""
 
+_MAX_DIGITS = 4300
+"""Python reads integers of up to so many digits, and so does pydantic-core."""
+
+_MAX_BITS = int(_MAX_DIGITS * 3.3219)
+_ENDLESS = re.compile(rb"\d{%d}" % (_MAX_DIGITS + 1))
+
 
 def to_wire(message: TaskiqMessage) -> WireMessage:
     """The message as plain JSON values. Raises `UnsignableMessageError` for a value that JSON cannot hold."""
@@ -55,6 +62,8 @@ def signed_payload(data: WireMessage) -> bytes:
         start = payload.find(b'"args":') if all(type(label) is str for label in data["labels"].values()) else 0
         if payload.count(b"[", start) + payload.count(b"{", start) >= _MAX_DEPTH:
             from_json(payload)  # the receiver must be able to read what it verified
+        if len(payload) > _MAX_DIGITS and _ENDLESS.search(payload):
+            from_json(payload)
     except ValueError as error:
         raise _unsignable(error) from None
     return payload
@@ -62,6 +71,8 @@ def signed_payload(data: WireMessage) -> bytes:
 
 def received_payload(message: TaskiqMessage) -> bytes:
     """The bytes that must have been signed for this message, its signature taken off already."""
+    if _has_endless_number(message):
+        raise AuthenticationError(Reason.MALFORMED, "The message holds numbers that nobody can sign.")
     try:
         return to_json(
             WireMessage(
@@ -75,6 +86,23 @@ def received_payload(message: TaskiqMessage) -> bytes:
         )
     except (ValueError, RecursionError):
         raise AuthenticationError(Reason.MALFORMED, "The message holds values that nobody can sign.") from None
+
+
+def _has_endless_number(message: TaskiqMessage) -> bool:
+    """Whether a number is too long to be signed. To print it takes time that grows as the square of its length."""
+    waiting: list[object] = [message.labels, message.args, message.kwargs]
+    seen: set[int] = set()  # CBOR knows values that contain themselves
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, int):
+            if value.bit_length() > _MAX_BITS:
+                return True
+        elif isinstance(value, (dict, list, tuple, set, frozenset)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(value)
+            if isinstance(value, dict):
+                waiting.extend(value.values())
+    return False
 
 
 def restore(message: TaskiqMessage, payload: bytes) -> None:

@@ -144,7 +144,7 @@ class Principal:
 
     def within(self, scope: Scope) -> Principal:
         """The same principal, restricted to a scope as well."""
-        if scope == UNRESTRICTED:
+        if scope is UNRESTRICTED or scope == UNRESTRICTED:
             return self
         return Principal(
             self.subject,

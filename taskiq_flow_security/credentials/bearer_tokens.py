@@ -196,8 +196,10 @@ def _principal(claims: dict[str, Any], txn: str, expires_at: float | None) -> Pr
 
 
 def _seconds(claims: dict[str, Any], name: str, default: float) -> float:
-    value = claims.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    if name not in claims:
+        return default
+    value = claims[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise TypeError
     return value
 

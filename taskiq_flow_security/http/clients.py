@@ -15,6 +15,9 @@ FORWARDED_PROTO = b"x-forwarded-proto"
 
 _SECURE = frozenset({"https", "wss"})
 
+_LONGEST = 64
+"""Characters of an address and its port, at most; of what is longer nothing is remembered."""
+
 
 class Client(NamedTuple):
     """The other end of a connection."""
@@ -54,7 +57,7 @@ class TrustedProxies:
         if protocol:
             secure = protocol[-1].lower() in _SECURE
         for item in reversed(_items(headers.get(FORWARDED_FOR))):
-            forwarded = _parse(item)
+            forwarded = _parse(item) if len(item) <= _LONGEST else None
             if forwarded is None:
                 break  # whoever wrote that is not to be believed; the last address before it is
             address = forwarded
@@ -84,6 +87,8 @@ def _parse(item: str) -> str | None:
         item = item[1:].partition("]")[0]
     elif item.count(":") == 1:
         item = item.partition(":")[0]
+    if "%" in item:  # a zone (RFC 4007 section 11) means something on that proxy's machine only
+        return None
     try:
         return str(_unmapped(ip_address(item)))
     except ValueError:
@@ -100,11 +105,12 @@ def _normal(address: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _network(address: str) -> str:
+    plain = address.partition("%")[0]
     try:
-        ip = ip_address(address)
+        ip = ip_address(plain)
     except ValueError:
         return address
-    return address if ip.version == 4 else str(ip_network(f"{address}/64", strict=False))
+    return address if ip.version == 4 else str(ip_network(f"{plain}/64", strict=False))
 
 
 def _unmapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
@@ -11,6 +12,9 @@ from taskiq_flow_security.http.asgi import Headers
 
 API_KEY = b"x-api-key"
 AUTHORIZATION = b"authorization"
+
+_JWT = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*", re.ASCII)
+"""The compact serialization of RFC 7515 section 3.1; ``eyJ`` is ``{"``."""
 
 _IN_QUERY = frozenset({"access_token", "api-key", "api_key", "apikey", "authorization", "x-api-key", "x_api_key"})
 
@@ -53,4 +57,4 @@ def find_credentials(headers: Headers, query: bytes) -> Credentials | None:
 
 def from_text(text: str) -> Credentials:
     """The credential that a WebSocket client sends as text: a bearer token if it looks like one, else an API key."""
-    return Credentials(bearer=text) if text.count(".") == 2 else Credentials(api_key=text)
+    return Credentials(bearer=text) if _JWT.fullmatch(text) else Credentials(api_key=text)

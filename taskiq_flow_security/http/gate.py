@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from taskiq_flow_security import acting
+from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, Decision
 from taskiq_flow_security.core.principal import ANONYMOUS, Principal
@@ -22,10 +25,13 @@ from taskiq_flow_security.http.asgi import Headers, Scope, route_path, select_he
 from taskiq_flow_security.http.clients import FORWARDED_FOR, FORWARDED_PROTO, Client, TrustedProxies
 from taskiq_flow_security.http.credentials import Credentials, find_credentials
 from taskiq_flow_security.http.limits import EndpointLimits, FailedLogins
-from taskiq_flow_security.http.rules import Match, Rule, RuleTable, is_plain
+from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule, RuleTable, is_plain
 from taskiq_flow_security.security import FlowSecurity, new_id
 
 _logger = logging.getLogger(__name__)
+
+_UNREADABLE = Client("unknown", secure=False)
+"""Stands for the client of a connection that could not be read."""
 
 UNKNOWN_ENDPOINT = "unknown"
 """The endpoint of a path that no rule knows."""
@@ -46,6 +52,8 @@ class Visit:
     txn: str
     principal: Principal | None = None
     decision: Decision | None = None
+    error: Exception | None = None
+    """What went wrong when the connection was read, if anything."""
 
     @property
     def endpoint(self) -> str:
@@ -66,19 +74,55 @@ class Gate:
         if security.rate_limits is not None:
             self._limits = EndpointLimits(config, security.rate_limits, security.api_keys, self._rules.endpoints)
             self._failed_logins = FailedLogins(config, security.rate_limits)
+        if not config.websocket_require_auth:
+            _logger.warning("websocket_require_auth is False: anybody may connect and subscribe to every pipeline.")
         if config.unsafe_allow_uncounted:
             _logger.warning("unsafe_allow_uncounted is set: while the storage of the rate limits is away, none holds.")
 
-    def visit(self, scope: Scope, method: str) -> Visit:
-        """Read from a connection's scope what decisions are made on."""
-        headers = select_headers(scope["headers"], _HEADERS)
-        client = self._proxies.client(scope, headers)
-        return Visit(client, headers, scope.get("query_string", b""), self._find(scope, method), new_id())
+    def visit(self, scope: Scope) -> Visit:
+        """Read from a connection's scope what decisions are made on. Never raises; `require_https` will."""
+        txn = new_id()
+        try:
+            headers = select_headers(scope["headers"], _HEADERS)
+            client = self._proxies.client(scope, headers)
+            return Visit(client, headers, scope.get("query_string", b""), self._find(scope), txn)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is a reason to refuse, which is recorded)
+            return Visit(_UNREADABLE, {}, b"", None, txn, error=error)
+
+    @contextmanager
+    def entered(self, scope: Scope, visit: Visit, principal: Principal) -> Iterator[None]:
+        """Have the application know the principal inside the block, and act in its name.
+
+        Nobody acts where everybody may come, unless nothing is refused anyway: then it is ``ANONYMOUS``.
+        """
+        scope["state"] = {**scope.get("state", {}), "principal": principal}
+        nobody = principal is ANONYMOUS and self.security.enabled and not self.security.monitoring
+        with acting.scope(None if nobody else Acting(principal, visit.txn, self.security)):
+            yield
 
     def require_https(self, visit: Visit) -> None:
-        """Raise `AccessDeniedError` for a plain connection, where the settings want a secure one."""
+        """Raise `AccessDeniedError` for a plain connection, where the settings want a secure one.
+
+        The first of all checks: it raises what kept the connection from being read, too.
+        """
+        if visit.error is not None:
+            raise visit.error
         if self.security.config.require_https and not visit.client.secure:
             raise AccessDeniedError(Reason.HTTPS_REQUIRED, "Use HTTPS or WSS; this connection is not encrypted.")
+
+    async def credentials(self, visit: Visit) -> Credentials | None:
+        """The credential that came with a visit. Counts the visit by its client, if there is none that can be used.
+
+        Raises as `find_credentials` and `RateLimits.hit`.
+        """
+        try:
+            given = find_credentials(visit.headers, visit.query)
+        except AuthenticationError:
+            await self.count(visit)
+            raise
+        if given is None:
+            await self.count(visit)
+        return given
 
     async def identify(self, visit: Visit, given: Credentials) -> Principal:
         """The principal of these credentials, in whose name the visit is made from here on.
@@ -103,16 +147,21 @@ class Gate:
         self.require_https(visit)
         if visit.match is not None and visit.match.rule.public:
             await self.count(visit)
-            return ANONYMOUS
-        given = find_credentials(visit.headers, visit.query)
-        principal = None if given is None else await self.identify(visit, given)
-        await self.count(visit)
-        if principal is None:
+            return self.welcome(visit)
+        given = await self.credentials(visit)
+        if given is None:
             raise AuthenticationError(
                 Reason.NO_CREDENTIALS, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
             )
+        principal = await self.identify(visit, given)
+        await self.count(visit)
         self.authorize(visit, principal)
         return principal
+
+    def welcome(self, visit: Visit) -> Principal:
+        """Let anybody make this visit."""
+        self._record(visit, EventName.AUTHZ_ALLOW, Outcome.ALLOW, Reason.PUBLIC)
+        return ANONYMOUS
 
     def authorize(self, visit: Visit, principal: Principal) -> None:
         """Decide whether the principal may make this visit. Raises `AccessDeniedError`."""
@@ -143,7 +192,10 @@ class Gate:
         self._record(visit, event, Outcome.DENY, getattr(error, "reason", Reason.INTERNAL_ERROR))
         return None if self.security.monitoring else error
 
-    def _find(self, scope: Scope, method: str) -> Match | None:
+    def _find(self, scope: Scope) -> Match | None:
+        method = WEBSOCKET if scope["type"] == "websocket" else scope["method"]
+        if method == WEBSOCKET and scope["type"] != "websocket":
+            return None  # a request may have any word for a method
         if not is_plain(scope.get("raw_path") or b""):
             return None
         return self._rules.find(method, route_path(scope))

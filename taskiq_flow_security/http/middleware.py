@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from taskiq_flow_security import acting
-from taskiq_flow_security.acting import Acting
-from taskiq_flow_security.core.principal import ANONYMOUS, Principal
+from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.errors import FlowSecurityError
 from taskiq_flow_security.http.asgi import App, Message, Receive, Scope, Send
 from taskiq_flow_security.http.gate import Gate, Visit
@@ -37,8 +35,11 @@ class HTTPSecurityMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3.0)."""
-        if scope["type"] == "lifespan" or not self._security.enabled:
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+        elif not self._security.enabled:
+            with self._gate.entered(scope, self._gate.visit(scope), ANONYMOUS):
+                await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -47,7 +48,7 @@ class HTTPSecurityMiddleware:
             raise RuntimeError(f"{scope['type']} is nothing that can be secured")
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        visit = self._gate.visit(scope, scope["method"])
+        visit = self._gate.visit(scope)
         answer = _Answer(send, self._hsts if visit.client.secure else None)
         try:
             principal = await self._gate.admit(visit)
@@ -57,21 +58,13 @@ class HTTPSecurityMiddleware:
                 await _answer(refusal, visit, answer)
                 return
             principal = visit.principal or ANONYMOUS
-        scope["state"] = {**scope.get("state", {}), "principal": principal}
-        with acting.scope(acting_as(principal, visit, self._security)):
+        with self._gate.entered(scope, visit, principal):
             try:
                 await self._app(scope, receive, answer.send)
             except FlowSecurityError as error:
                 if answer.started:
                     raise
                 await _answer(error, visit, answer)
-
-
-def acting_as(principal: Principal, visit: Visit, security: FlowSecurity) -> Acting | None:
-    """Who acts during a visit: nobody, where everybody may come."""
-    if principal is ANONYMOUS:
-        return None
-    return Acting(principal, visit.txn, security)
 
 
 async def _answer(error: FlowSecurityError, visit: Visit, answer: _Answer) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
-from limits import parse
+from limits import RateLimitItem, parse
 from pydantic_core import to_json
 
 from taskiq_flow_security.core.reasons import Reason
@@ -110,8 +110,15 @@ def _too_many(error: RateLimitExceededError, endpoint: str) -> Problem:
     """429 with ``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers-10)."""
     seconds = max(1, math.ceil(error.retry_after))
     headers = {"retry-after": str(seconds)}
-    if error.limit is not None:
-        item = parse(error.limit)
+    item = _limit(error.limit)
+    if item is not None:
         headers["ratelimit-policy"] = f'"{endpoint}";q={item.amount};w={item.get_expiry()}'
         headers["ratelimit"] = f'"{endpoint}";r=0;t={seconds}'
     return Problem(HTTPStatus.TOO_MANY_REQUESTS, error.reason, str(error), headers)
+
+
+def _limit(limit: str | None) -> RateLimitItem | None:
+    try:
+        return None if limit is None else parse(limit)
+    except ValueError:
+        return None  # an application's own words

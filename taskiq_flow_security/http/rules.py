@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from starlette.routing import compile_path
 
 from taskiq_flow_security.core.policy import AccessRequest
-from taskiq_flow_security.core.principal import Permission
+from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission
 from taskiq_flow_security.errors import ConfigurationError
 
 WEBSOCKET = "WEBSOCKET"
@@ -19,6 +19,10 @@ WEBSOCKET = "WEBSOCKET"
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", WEBSOCKET})
 _PARAMETER = re.compile(r"{(\w+)}")
+_ENDPOINT = re.compile(r"[A-Za-z0-9_.:-]+")
+
+_LONGEST = 2048
+"""Characters of a path, at most; of what is longer nothing is compared or remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +50,18 @@ class Rule:
             raise ConfigurationError(f"{what}: the method must be one of {', '.join(sorted(_METHODS))}.")
         if not self.path.startswith("/") or not is_normal(self.path):
             raise ConfigurationError(f"{what}: the path must begin with / and have no empty, . or .. segments.")
-        if not self.endpoint:
-            raise ConfigurationError(f"{what}: name the endpoint; rate limits and audit events go by that name.")
+        if not _ENDPOINT.fullmatch(self.endpoint):
+            raise ConfigurationError(
+                f"{what}: name the endpoint, in letters, digits and _.:-; limits and audit events go by that name."
+            )
         if self.permission is not None and self.permission not in set(Permission):
             raise ConfigurationError(f"{what}: permission must be one of {', '.join(Permission)}.")
         if self.public and (self.permission is not None or self.pipeline is not None):
             raise ConfigurationError(f"{what}: a public rule asks nobody for a permission; leave one of both out.")
         if self.pipeline is not None and self.permission is None:
             raise ConfigurationError(f"{what}: say which permission on the pipeline is needed.")
-        parameter = _PARAMETER.fullmatch(self.pipeline or "")
-        if parameter and parameter[1] not in _compile(self)[1]:
-            raise ConfigurationError(f"{what}: the path has no parameter {self.pipeline}.")
+        if self.pipeline is not None:
+            _check_pipeline(what, self.pipeline, _compile(self)[1])
 
 
 class Match(NamedTuple):
@@ -73,37 +78,39 @@ class Match(NamedTuple):
         return AccessRequest(Permission(self.rule.permission), self.pipeline, endpoint=self.rule.endpoint)
 
 
-@dataclass(frozen=True)
 class RuleTable:
     """Finds the rule for a request: the first one whose path matches, as Starlette's router goes through its routes.
 
     Raises `ConfigurationError` if a rule could never be reached.
     """
 
-    rules: tuple[Rule, ...]
-    _paths: dict[str, list[tuple[re.Pattern[str], Any, Rule]]] = field(init=False, repr=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for rule in self.rules:
-            if "{" not in rule.path and (earlier := self._first(rule.method, rule.path)) is not None:
-                raise ConfigurationError(
-                    f"rule {rule.method} {rule.path}: {earlier.rule.path} comes before it; put the more special first."
-                )
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
+        self._rules = rules
+        self._paths: dict[str, list[tuple[re.Pattern[str], Any, Rule]]] = {}
+        for rule in rules:
             pattern, convertors = _compile(rule)
+            if (earlier := self._shadow(rule, pattern)) is not None:
+                raise ConfigurationError(
+                    f"rule {rule.method} {rule.path}: {earlier.path} comes before it; put the more special first."
+                )
             for method in ("GET", "HEAD") if rule.method == "GET" else (rule.method,):
                 self._paths.setdefault(method, []).append((pattern, convertors, rule))
-        object.__setattr__(self, "find", lru_cache(maxsize=4096)(self.find))
+        self._remembered = lru_cache(maxsize=4096)(self._first)
 
     @property
     def endpoints(self) -> frozenset[str]:
         """The names of all endpoints."""
-        return frozenset(rule.endpoint for rule in self.rules)
+        return frozenset(rule.endpoint for rule in self._rules)
 
     def find(self, method: str, path: str) -> Match | None:
         """The rule for a path as the router will see it; none for one that is not in its normal form."""
-        return self._first(method, path) if is_normal(path) else None
+        if method not in self._paths or len(path) > _LONGEST:
+            return None
+        return self._remembered(method, path)
 
     def _first(self, method: str, path: str) -> Match | None:
+        if not is_normal(path):
+            return None
         for pattern, convertors, rule in self._paths.get(method, ()):
             found = pattern.match(path)
             if found is None:
@@ -114,6 +121,28 @@ class RuleTable:
             name = parameter[1]
             return Match(rule, str(convertors[name].convert(found[name])))
         return None
+
+    def _shadow(self, rule: Rule, pattern: re.Pattern[str]) -> Rule | None:
+        """An earlier rule that every path of this one falls under, where that is plain to see."""
+        for earlier, _, other in self._paths.get(rule.method, ()):
+            if _unnamed(earlier) == _unnamed(pattern) or ("{" not in rule.path and earlier.match(rule.path)):
+                return other
+        return None
+
+
+def _unnamed(pattern: re.Pattern[str]) -> str:
+    return re.sub(r"\?P<\w+>", "", pattern.pattern)
+
+
+def _check_pipeline(what: str, pipeline: str, parameters: Any) -> None:
+    parameter = _PARAMETER.fullmatch(pipeline)
+    if parameter is not None:
+        if parameter[1] not in parameters:
+            raise ConfigurationError(f"{what}: the path has no parameter {pipeline}.")
+    elif pipeline in ("", ALL_PIPELINES) or "{" in pipeline or "}" in pipeline:
+        raise ConfigurationError(
+            f"{what}: pipeline must be the name of one, or one parameter of the path, as {{name}}."
+        )
 
 
 def is_normal(path: str) -> bool:

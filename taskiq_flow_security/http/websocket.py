@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
 from pydantic_core import from_json, to_json
 
-from taskiq_flow_security import acting
-from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.core.principal import ANONYMOUS, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -21,7 +18,7 @@ from taskiq_flow_security.errors import (
     RateLimitExceededError,
 )
 from taskiq_flow_security.http.asgi import App, Message, Receive, Scope, Send
-from taskiq_flow_security.http.credentials import Credentials, find_credentials, from_text
+from taskiq_flow_security.http.credentials import Credentials, from_text
 from taskiq_flow_security.http.gate import Gate, Visit
 from taskiq_flow_security.http.problems import problem_of
 from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule
@@ -30,6 +27,8 @@ _CHECKED_EVERY = 1.0
 """Seconds after which a login that has ended, or was taken back, ends its connections."""
 
 _SUBSCRIBE = Rule(WEBSOCKET, "/{pipeline_id}", "websocket_subscribe", Permission.READ, "{pipeline_id}")
+
+_BEFORE_JSON = " \t\r\n\0\ufeff\xef\xbb\xbf\xfe\xff"
 
 _CODES = {
     Reason.TOO_MANY_CONNECTIONS: 1013,
@@ -46,7 +45,10 @@ class WebSockets:
     Credentials come in the handshake's headers, or, as browsers cannot set those, in a first message
     ``{"type": "connect", "auth": "<API key or token>"}``, which is answered by ``{"type": "connected"}``. The
     application is not called before. Each message that names a ``pipeline_id`` is passed on only to who may read that
-    pipeline. A connection ends when its login does.
+    pipeline. A connection ends when its login does. What is not JSON, and does not look like it, is passed on as it is.
+
+    The handshake is accepted before a first message can come; the application's own ``websocket.accept`` is left out
+    then, with the subprotocol and the headers that it may name.
     """
 
     def __init__(self, app: App, gate: Gate) -> None:
@@ -56,14 +58,13 @@ class WebSockets:
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        visit = self._gate.visit(scope, WEBSOCKET)
+        visit = self._gate.visit(scope)
         connection = Connection(scope, receive, send)
         self._open += 1
         try:
             await connection.receive()  # websocket.connect
             principal = await self._admit(visit, connection)
             if principal is not None:
-                scope["state"] = {**scope.get("state", {}), "principal": principal}
                 await self._converse(scope, visit, principal, connection)
         finally:
             self._open -= 1
@@ -81,31 +82,30 @@ class WebSockets:
             raise AccessDeniedError(Reason.TOO_MANY_CONNECTIONS, "Too many connections are open; try again later.")
         gate.require_https(visit)
         _require_origin(visit, config.websocket_origins)
-        gate.require_rule(visit)
-        given = find_credentials(visit.headers, visit.query)
-        if given is None:
+        if gate.require_rule(visit).rule.public:
             await gate.count(visit)
-            if not config.websocket_require_auth:
-                return ANONYMOUS
+            return gate.welcome(visit)
+        given = await gate.credentials(visit)
+        if given is not None:
+            principal = await gate.identify(visit, given)
+            await gate.count(visit)
+        elif config.websocket_require_auth:
             principal = await gate.identify(visit, await connection.first_message(config.websocket_auth_timeout))
             await connection.send_json({"type": "connected", "subject": principal.subject})
         else:
-            principal = await gate.identify(visit, given)
-            await gate.count(visit)
+            return gate.welcome(visit)
         gate.authorize(visit, principal)
         return principal
 
     async def _converse(self, scope: Scope, visit: Visit, principal: Principal, connection: Connection) -> None:
         guarded = _Guarded(self._gate, visit, principal, connection)
-        with acting.scope(None if principal is ANONYMOUS else Acting(principal, visit.txn, self._gate.security)):
+        with self._gate.entered(scope, visit, principal):
             app = asyncio.ensure_future(self._app(scope, guarded.receive, connection.send))
         watch = asyncio.ensure_future(self._login_ends(principal))
         try:
             await asyncio.wait({app, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if not app.done():
-                error = AuthenticationError(watch.result(), "The login has ended; authenticate again.")
-                if await self._refuse(visit, connection, error):
-                    return
+            if not app.done() and await self._refuse(visit, connection, _ended(watch)):
+                return
             await app
         except FlowSecurityError as error:  # of the application: as over HTTP, it is the answer
             await connection.refuse(error, visit.endpoint)
@@ -136,10 +136,14 @@ class Connection:
         self._receive = receive
         self._send = send
         self._accepted = False
+        self._unread: Message | None = None
         self.closed = False
 
     async def receive(self) -> Message:
         """The next message of the client; a disconnection once the connection is closed."""
+        if self._unread is not None:
+            message, self._unread = self._unread, None
+            return message
         if self.closed:
             return {"type": "websocket.disconnect", "code": 1006}
         message = await self._receive()
@@ -152,7 +156,9 @@ class Connection:
         if self.closed or (self._accepted and kind == "websocket.accept"):
             return
         self._accepted = self._accepted or kind == "websocket.accept"
-        self.closed = kind in ("websocket.close", "websocket.http.response.start")
+        self.closed = kind == "websocket.close" or (
+            kind == "websocket.http.response.body" and not message.get("more_body", False)
+        )
         await self._send(message)
 
     async def send_json(self, content: dict[str, str]) -> None:
@@ -162,7 +168,7 @@ class Connection:
     async def first_message(self, seconds: float) -> Credentials:
         """Accept the connection and wait for the credentials in its first message.
 
-        Raises `AuthenticationError` if something else comes, or nothing in time.
+        Raises `AuthenticationError` if something else comes, which can be received again, or nothing in time.
         """
         await self.send({"type": "websocket.accept"})
         with suppress(asyncio.TimeoutError):
@@ -170,6 +176,7 @@ class Connection:
             auth = _auth_of(message.get("text"))
             if auth is not None:
                 return from_text(auth)
+            self._unread = message
         raise AuthenticationError(
             Reason.NO_CREDENTIALS, 'Send {"type": "connect", "auth": "<API key or token>"} first, and soon.'
         )
@@ -207,13 +214,15 @@ class _Guarded:
             return {"type": "websocket.connect"}
         message = await self._connection.receive()
         if message["type"] == "websocket.receive" and self._principal is not ANONYMOUS:
+            visit = self._visit
             try:
-                for pipeline in _pipelines_in(message):
-                    self._gate.authorize(replace(self._visit, match=Match(_SUBSCRIBE, pipeline)), self._principal)
+                for pipeline in pipelines_in(message.get("text")) + pipelines_in(message.get("bytes")):
+                    visit = replace(self._visit, match=Match(_SUBSCRIBE, pipeline))
+                    self._gate.authorize(visit, self._principal)
             except Exception as error:  # noqa: BLE001 (whatever it is, the message is not passed on)
-                refusal = self._gate.refuse(self._visit, error)
+                refusal = self._gate.refuse(visit, error)
                 if refusal is not None:
-                    await self._connection.refuse(refusal, self._visit.endpoint)
+                    await self._connection.refuse(refusal, visit.endpoint)
                     return await self._connection.receive()
         return message
 
@@ -231,6 +240,14 @@ def _require_origin(visit: Visit, allowed: list[str]) -> None:
         raise AccessDeniedError(Reason.ORIGIN, "Pages of this origin may not connect; name it in websocket_origins.")
 
 
+def _ended(watch: asyncio.Future[Reason]) -> Exception:
+    """Why a connection ends whose login was watched."""
+    error = watch.exception()
+    if isinstance(error, Exception):
+        return error
+    return AuthenticationError(watch.result(), "The login has ended; authenticate again.")
+
+
 def _auth_of(text: object) -> str | None:
     try:
         content = from_json(text) if isinstance(text, str) else None
@@ -242,38 +259,32 @@ def _auth_of(text: object) -> str | None:
     return auth if isinstance(auth, str) else None
 
 
-def _pipelines_in(message: Message) -> Iterator[str]:
-    """The pipelines that a message names, wherever in it.
+def pipelines_in(content: str | bytes | None) -> list[str]:
+    """The pipelines that a message names, wherever in it, and each time where it names one twice.
 
     Raises `AccessDeniedError` for what looks like JSON and cannot be read here, but might be elsewhere.
     """
-    text, data = message.get("text"), message.get("bytes")
-    if text is None and data is not None:
-        try:
-            text = data.decode(json.detect_encoding(data))  # what `json.loads` takes bytes for
-        except UnicodeDecodeError:
-            return
-    if not text or text.lstrip()[:1] not in ("{", "["):
-        return
+    named: list[object] = []
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        named.extend(value for name, value in pairs if name == "pipeline_id")
+
+    # The standard library's parser is the one that most applications use, and the most lenient one.
     try:
-        content = from_json(text)
-    except ValueError:
-        raise _unreadable() from None
-    yield from _named(content)
+        json.loads(content or "null", object_pairs_hook=look)
+    except (ValueError, RecursionError):
+        if _looks_like_json(content or ""):
+            raise _unreadable() from None
+    pipelines = [name for name in named if isinstance(name, str)]
+    if len(pipelines) != len(named):
+        raise _unreadable()
+    return pipelines
 
 
-def _named(content: object) -> Iterator[str]:
-    if isinstance(content, list):
-        for item in content:
-            yield from _named(item)
-    elif isinstance(content, dict):
-        for name, value in content.items():
-            if name != "pipeline_id":
-                yield from _named(value)
-            elif isinstance(value, str):
-                yield value
-            else:
-                raise _unreadable()
+def _looks_like_json(content: str | bytes) -> bool:
+    """Whether some parser might find an object or an array after spaces, a byte order mark, or the zeros of UTF-16."""
+    text = content if isinstance(content, str) else content.decode("latin-1")
+    return text.lstrip(_BEFORE_JSON)[:1] in ("{", "[")
 
 
 def _unreadable() -> AccessDeniedError:

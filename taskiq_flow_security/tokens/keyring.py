@@ -111,20 +111,22 @@ class Keyring:
         kid = f"derived-{_derive(secret, 'kid')[:6].hex()}"
         return cls.from_specs([KeySpec(kid=kid, alg="HS256", uses=frozenset(Use), secret=secret)])
 
-    def has(self, use: Use) -> bool:
-        """Whether any key is there to verify this use with."""
-        return any(key.use is use for key in self._keys)
+    def has(self, use: Use, now: float, leeway: float) -> bool:
+        """Whether any key can be used to verify this use with."""
+        return any(key.use is use and key.usable(now, leeway) for key in self._keys)
 
     def signer(self, use: Use, now: float, until: float | None = None) -> Key:
         """The key to sign with: the first that can be used, of those that can still be used to verify `until` then, if
         there is one. Raises `AuthenticationError` where this process has none.
         """
-        usable = [key for key in self._signers[use] if key.usable(now)]
-        for key in usable:
-            if until is None or key.not_after is None or key.not_after >= until:
-                return key
-        if usable:
-            return usable[0]
+        first = None
+        for key in self._signers[use]:
+            if key.usable(now):
+                if until is None or key.not_after is None or key.not_after >= until:
+                    return key
+                first = first or key
+        if first is not None:
+            return first
         raise AuthenticationError(
             Reason.CANNOT_ISSUE,
             f'This process holds no usable key for "{use}"; add one with its secret or private key to signing_keys.',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from taskiq.receiver import Receiver
 
 from taskiq_flow_security import Principal, guard
@@ -9,6 +10,7 @@ from taskiq_flow_security.core.guard import Arguments
 from tests.integration.inmemory.harness import Process
 
 
+@pytest.mark.xfail(strict=True, reason="a predicate sees arguments as TaskIQ parses them by default: see the README")
 async def test_a_predicate_sees_what_a_function_gets_where_arguments_are_not_parsed(process: Process) -> None:
     seen: list[object] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from taskiq import TaskiqMessage, TaskiqMiddleware
 from taskiq.brokers.shared_broker import shared_task
 
@@ -14,6 +15,7 @@ from tests.integration.inmemory.harness import PROCESSOR, Process
 ALICE = Principal("alice", roles=["processor"], permissions=["execute"])
 
 
+@pytest.mark.xfail(strict=True, reason="TaskIQ writes them into the registration of shared tasks: see the README")
 async def test_a_kick_with_the_label_of_another_pipeline_does_not_move_a_shared_task_there(process: Process) -> None:
     @shared_task("tests.attacks.test_registration:monthly", pipeline="reports")
     async def monthly() -> None:

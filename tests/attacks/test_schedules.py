@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
+import pytest
 from taskiq import ScheduledTask, ScheduleSource, SmartRetryMiddleware, TaskiqScheduler
 
 from tests.integration.inmemory.fixtures import NewProcess
@@ -23,6 +24,7 @@ class Store(ScheduleSource):
         self.schedules.append(schedule)
 
 
+@pytest.mark.xfail(strict=True, reason="schedules carry no grant of their own yet: see the README")
 async def test_a_principal_taken_from_the_store_of_schedules_runs_nothing_else(process: Process) -> None:
     store = Store()
     kicker = process.clean.kicker().with_labels(**process.security.labels_for(PROCESSOR))
@@ -37,6 +39,7 @@ async def test_a_principal_taken_from_the_store_of_schedules_runs_nothing_else(p
     assert process.ran == []
 
 
+@pytest.mark.xfail(strict=True, reason="schedules carry no grant of their own yet: see the README")
 async def test_a_retry_through_a_schedule_is_made_for_who_kicked_the_task(new_process: NewProcess) -> None:
     store = Store()
     process = new_process(after=(SmartRetryMiddleware(schedule_source=store),))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.integration.client import Client
 from tests.integration.conftest import NewTransport, StartWorker
 from tests.integration.transports import RedisStream, redis_client
@@ -10,6 +12,7 @@ REDELIVERY_SECONDS = 1
 ROUNDS = 5
 
 
+@pytest.mark.xfail(strict=True, reason="taskiq-redis' own broker fails before any formatter is asked: see the README")
 async def test_an_entry_of_a_stream_that_is_no_message_ends_no_worker(
     new_transport: NewTransport, start_worker: StartWorker
 ) -> None:

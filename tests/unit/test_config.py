@@ -162,7 +162,7 @@ def test_a_variable_that_is_no_json_is_an_error_that_does_not_show_it(monkeypatc
 
 
 UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
-    "no key at all": ({}, "signing_keys: there is no key for issue and send; set jwt_secret"),
+    "no key at all": ({}, "signing_keys: there is no key for issue and send that can be used now; set jwt_secret"),
     "no key to verify principals with": (
         {"signing_keys": [{"kid": "k", "alg": "HS256", "uses": ["send"], "secret": SECRET}]},
         "there is no key for issue",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from taskiq_flow_security.errors import BackendUnavailableError, ConfigurationError, RateLimitExceededError
-from taskiq_flow_security.rate_limits import RateLimits
+from taskiq_flow_security.rate_limits import MemoryWindows, RateLimits
 
 
 async def test_a_limit_holds_for_each_identity_alone() -> None:
@@ -35,3 +39,89 @@ async def test_a_store_that_is_away_denies() -> None:
 def test_a_store_that_does_not_exist_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigurationError, match="rate_limit_storage"):
         RateLimits(url)
+
+
+async def test_a_store_that_does_not_answer_denies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskiq_flow_security.rate_limits._TIMEOUT", 0.05)
+
+    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(never, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        limits = RateLimits(f"redis://{host}:{port}")
+        with pytest.raises(BackendUnavailableError):
+            await limits.hit("1/hour", "task", "alice")
+
+
+@pytest.mark.parametrize("limit", ["3/second", "3/minute"])
+async def test_a_window_moves(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, length = 1_000_000.0, 1 if limit == "3/second" else 60
+    monkeypatch.setattr("time.time", lambda: now)
+    limits = RateLimits("memory://")
+    for step in (0.0, 0.25, 0.5):
+        now = 1_000_000.0 + step * length
+        await limits.hit(limit, "alice")
+    with pytest.raises(RateLimitExceededError) as refusal:
+        await limits.hit(limit, "alice")
+    assert refusal.value.retry_after == pytest.approx(0.5 * length)
+    now = 1_000_000.0 + 1.1 * length
+    await limits.hit(limit, "alice")
+    with pytest.raises(RateLimitExceededError):
+        await limits.hit(limit, "alice")
+
+
+async def test_in_memory_many_identities_are_forgotten_when_their_window_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    windows = MemoryWindows()
+    for number in range(1000):
+        await windows.acquire_entry(str(number), 10, 60)
+    now += 61
+    for _ in range(1000):
+        assert await windows.acquire_entry("alice", 1000, 60)
+    assert windows.remembered == 1
+
+
+async def test_in_memory_identities_are_bounded_and_the_ones_longest_unseen_go_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("taskiq_flow_security.rate_limits._REMEMBERED", 100)
+    windows = MemoryWindows()
+    for number in range(1000):
+        await windows.acquire_entry(str(number), 1, 60)
+        assert await windows.acquire_entry("alice", 10_000, 60)
+    assert windows.remembered == 100
+    assert not await windows.acquire_entry("999", 1, 60)
+    assert await windows.acquire_entry("0", 1, 60)
+
+
+async def test_a_limit_of_nothing_denies_and_harms_nobody_else() -> None:
+    limits = RateLimits("memory://")
+    for _ in range(3):
+        with pytest.raises(RateLimitExceededError):
+            await limits.hit("0/minute", "alice")
+        await limits.hit("10/minute", "bob")
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 2)), max_size=60), st.integers(1, 5))
+async def test_in_memory_no_window_ever_has_more_uses_than_the_limit_and_none_is_denied_too_early(
+    uses: list[tuple[str, float]], limit: int
+) -> None:
+    windows, now, accepted = MemoryWindows(), 1_000_000.0, dict[str, list[float]](a=[], b=[])
+    for who, pause in uses:
+        now += pause
+        recent = [moment for moment in accepted[who] if moment > now - 3]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("time.time", lambda now=now: now)
+            allowed = await windows.acquire_entry(who, limit, 3)
+            oldest, count = await windows.get_moving_window(who, limit, 3)
+        assert allowed is (len(recent) < limit)
+        if allowed:
+            accepted[who].append(now)
+            recent.append(now)
+        assert (oldest, count) == (recent[0], len(recent))

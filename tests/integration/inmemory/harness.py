@@ -57,6 +57,7 @@ class Entry:
     reason: str | None
     rule: str | None
     sub: str | None
+    act: str | None
     roles: list[str]
     pipeline: str | None
     permission: str | None

@@ -50,8 +50,8 @@ async def test_a_login_and_all_that_is_done_after_it_are_one_transaction(new_pro
         "authn_login_success",
         "task_enqueued",
         "task_authz_allow",
-        "task_enqueued",
-        "task_enqueued",
+        "task_delegated",
+        "task_delegated",
         "task_authz_allow",
         "task_authz_allow",
     ]

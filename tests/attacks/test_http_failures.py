@@ -1,0 +1,270 @@
+"""Whatever breaks, the request is refused, answered and recorded; what is only monitored is let through."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import Route
+from taskiq import InMemoryBroker
+
+from taskiq_flow_security import (
+    AccessDeniedError,
+    AuthenticationError,
+    RateLimitExceededError,
+    SecurityMiddleware,
+    current_principal,
+)
+from taskiq_flow_security.http import Rule
+from tests.edge import ADMIN, VIEWER, Edge, bearer, connect, key
+
+OPEN = [Rule("GET", "/", "index", public=True), Rule("GET", "/mine", "mine")]
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """A store at a port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"redis://127.0.0.1:{free.getsockname()[1]}"
+
+
+CHECKS = [
+    "taskiq_flow_security.http.gate.select_headers",
+    "taskiq_flow_security.http.clients.TrustedProxies.client",
+    "taskiq_flow_security.http.gate.route_path",
+    "taskiq_flow_security.http.gate.is_plain",
+    "taskiq_flow_security.http.rules.RuleTable.find",
+    "taskiq_flow_security.http.gate.find_credentials",
+    "taskiq_flow_security.http.limits.FailedLogins.check",
+    "taskiq_flow_security.http.limits.EndpointLimits.count",
+    "taskiq_flow_security.rate_limits.RateLimits.hit",
+    "taskiq_flow_security.security.FlowSecurity.identify",
+    "taskiq_flow_security.security.FlowSecurity.decide",
+    "taskiq_flow_security.security.FlowSecurity.record_login",
+    "taskiq_flow_security.http.gate.Gate.authorize",
+    "taskiq_flow_security.http.gate.Gate.require_https",
+    "taskiq_flow_security.http.rules.Match.request",
+]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, RecursionError, KeyError, AssertionError, AttributeError, MemoryError])
+@pytest.mark.parametrize("check", CHECKS)
+async def test_an_exception_in_any_check_denies(
+    check: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge = Edge()
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise error("broken on purpose")
+
+    monkeypatch.setattr(check, property(broken) if check.endswith("request") else broken)
+    answer = await edge.get("/pipelines/p1/dag", key())
+    assert answer.status in (500, 503)
+    assert answer.reason in ("internal_error", "backend_unavailable")
+    assert "broken on purpose" not in answer.body.decode()
+    assert edge.reached == []
+    assert edge.trail.last.outcome == "deny"
+    async with connect(edge.app, key()) as client:
+        if not check.endswith(("decide", "request")):  # this connection asks for no permission
+            assert (await client.denial()).status in (500, 503)
+    assert edge.reached == []
+
+
+async def test_a_store_that_is_away_denies_and_says_when_to_try_again(nowhere: str) -> None:
+    edge = Edge(settings={"rate_limit_storage": nowhere})
+    answer = await edge.get("/pipelines", key())
+    assert (answer.status, answer.reason) == (503, "backend_unavailable")
+    assert answer.headers["retry-after"] == "1"
+    assert edge.trail.last.reason == "backend_unavailable"
+    assert (await edge.get("/pipelines", key("wrong"))).status == 503
+    assert edge.reached == []
+
+
+async def test_where_it_is_chosen_a_store_that_is_away_lets_through_what_is_allowed_and_records_it(
+    nowhere: str,
+) -> None:
+    edge = Edge(settings={"rate_limit_storage": nowhere, "unsafe_allow_uncounted": True})
+    assert (await edge.get("/pipelines", key())).status == 200
+    uncounted = [event for event in edge.trail.events if event.reason == "backend_unavailable"]
+    assert [event.event for event in uncounted] == ["authz_shadow_fail"]
+    assert (await edge.get("/pipelines", key("wrong"))).status == 403
+    assert (await edge.get("/pipelines/p2/dag", key())).status == 403
+    assert (await edge.get("/pipelines")).status == 401
+
+
+async def test_an_audit_log_that_cannot_be_written_denies() -> None:
+    edge = Edge()
+
+    def full(event: object) -> None:
+        raise OSError("No space left on device")
+
+    edge.trail.write = full  # type: ignore[method-assign]  # a disk that is full
+    with pytest.raises(OSError, match="No space"):
+        await edge.get("/pipelines", key())
+    assert edge.reached == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "scope", "subject"),
+    [
+        ([], {}, "anonymous"),
+        (key("wrong"), {}, "anonymous"),
+        ([*key(), *key()], {}, "anonymous"),
+        (bearer(exp=1), {}, "anonymous"),
+        (key(), {}, "viewer"),
+        (key(), {"scheme": "http"}, "anonymous"),
+        (key(), {"query_string": b"api_key=x"}, "anonymous"),
+    ],
+)
+async def test_what_is_only_monitored_goes_through_and_is_recorded(headers: Any, scope: Any, subject: str) -> None:
+    edge = Edge(settings={"enforcement": "monitor"})
+    answer = await edge.get("/pipelines/p2/dag", headers, **scope)
+    assert answer.status == 200
+    assert edge.reached == [("/pipelines/p2/dag", subject)]
+    assert (edge.trail.last.event, edge.trail.last.outcome) == ("authz_shadow_fail", "deny")
+    assert (await edge.get("/secret", headers, **scope)).status == 200
+
+
+async def test_while_monitoring_no_limit_ends_and_no_failure_stops_a_request(nowhere: str) -> None:
+    edge = Edge(settings={"enforcement": "monitor", "rate_limit_storage": nowhere})
+    assert (await edge.get("/pipelines", key())).status == 200
+    edge = Edge(settings={"enforcement": "monitor", "rate_limit_default": "1/minute"})
+    assert [(await edge.get("/whoami", key())).status for _ in range(3)] == [200, 200, 200]
+
+
+@pytest.mark.parametrize("settings", [{"security_enabled": False}, {"enforcement": "monitor"}])
+async def test_where_nothing_is_refused_an_unknown_caller_is_anonymous_to_the_application(settings: Any) -> None:
+    async def mine(request: Request) -> JSONResponse:
+        return JSONResponse([current_principal().subject, request.state.principal.subject])
+
+    edge = Edge(settings=settings, routes=[Route("/mine", mine)], rules=OPEN)
+    answer = await edge.get("/mine", scheme="http")
+    assert answer.body == b'["anonymous","anonymous"]'
+
+
+async def test_on_a_public_path_nobody_acts_whatever_credential_is_sent() -> None:
+    async def index(request: Request) -> JSONResponse:
+        assert request.state.principal.subject == "anonymous"
+        return JSONResponse(current_principal().subject)
+
+    edge = Edge(routes=[Route("/", index)], rules=OPEN)
+    for headers in ([], key(ADMIN), key("wrong")):
+        answer = await edge.get("/", headers)
+        assert (answer.status, answer.reason) == (401, "no_principal")
+    assert edge.trail.last.reason == "public"
+
+
+async def test_two_hundred_requests_at_once_keep_their_principals_apart() -> None:
+    turn = asyncio.Event()
+
+    async def mine(request: Request) -> JSONResponse:
+        before = current_principal().subject
+        await turn.wait()
+        await asyncio.sleep(0)
+        return JSONResponse([before, current_principal().subject, request.state.principal.subject])
+
+    edge = Edge(routes=[Route("/mine", mine)], rules=OPEN, settings={"rate_limit_default": "1000/minute"})
+    asked = [asyncio.ensure_future(edge.get("/mine", key(VIEWER if n % 2 else ADMIN))) for n in range(200)]
+    await asyncio.sleep(0)
+    turn.set()
+    answers = await asyncio.gather(*asked)
+    for number, answer in enumerate(answers):
+        subject = "viewer" if number % 2 else "admin"
+        assert answer.body == f'["{subject}","{subject}","{subject}"]'.encode()
+
+
+async def test_nothing_of_a_request_is_left_for_the_next_one_in_the_same_context() -> None:
+    edge = Edge(routes=[Route("/mine", lambda _: JSONResponse(1))], rules=OPEN)
+    state = {"of the lifespan": 1}
+    for headers in (key(ADMIN), key("wrong"), key()):
+        await edge.get("/mine", headers, state=state)
+        with pytest.raises(AuthenticationError):
+            current_principal()
+    assert state == {"of the lifespan": 1}
+
+
+async def test_no_request_brings_a_principal_along_in_its_state() -> None:
+    edge = Edge()
+    await edge.get("/pipelines", key(), state={"principal": "admin"})
+    assert edge.reached == [("/pipelines", "viewer")]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (AccessDeniedError("guard", "Not you."), 403),
+        (AuthenticationError("expired"), 401),
+        (RateLimitExceededError(5.0), 429),
+    ],
+)
+async def test_an_error_of_a_route_becomes_its_problem(error: Exception, status: int) -> None:
+    async def mine(request: Request) -> JSONResponse:
+        raise error
+
+    edge = Edge(routes=[Route("/mine", mine)], rules=OPEN)
+    answer = await edge.get("/mine", key())
+    assert answer.status == status
+    assert answer.reason is not None
+    assert "strict-transport-security" in answer.headers
+
+
+async def test_an_error_after_the_answer_has_begun_does_not_begin_another() -> None:
+    async def mine(request: Request) -> StreamingResponse:
+        async def rows() -> Any:
+            yield b"row"
+            raise AccessDeniedError("guard")
+
+        return StreamingResponse(rows())
+
+    edge = Edge(routes=[Route("/mine", mine)], rules=OPEN)
+    with pytest.raises(AccessDeniedError):
+        await edge.get("/mine", key())
+
+
+async def test_a_task_that_is_kicked_runs_as_the_caller_also_from_the_background() -> None:
+    broker, ran = InMemoryBroker(), list[tuple[str, str]]()
+
+    @broker.task(task_name="tell")
+    async def tell(where: str) -> None:
+        ran.append((where, current_principal().subject))
+
+    async def later() -> None:
+        await (await tell.kiq("background")).wait_result()
+
+    async def mine(request: Request) -> JSONResponse:
+        await (await tell.kiq("route")).wait_result()
+        return JSONResponse(1, background=BackgroundTask(later))
+
+    edge = Edge(routes=[Route("/mine", mine)], rules=OPEN)
+    broker.add_middlewares(SecurityMiddleware(edge.security))
+    await broker.startup()
+    assert (await edge.get("/mine", key(ADMIN))).status == 200
+    assert ran == [("route", "admin"), ("background", "admin")]
+    txns = {event.txn for event in edge.trail.events if event.event != "sys_startup"}
+    assert len(txns) == 1
+    await broker.shutdown()
+
+
+async def test_hsts_is_on_every_secure_answer_and_on_no_other() -> None:
+    edge = Edge(settings={"require_https": False})
+    expected = "max-age=31536000; includeSubDomains"
+    for path, headers in (("/pipelines", key()), ("/pipelines", []), ("/secret", key())):
+        assert (await edge.get(path, headers)).headers["strict-transport-security"] == expected
+        assert "strict-transport-security" not in (await edge.get(path, headers, scheme="http")).headers
+    silent = Edge(settings={"hsts_max_age": 0})
+    assert "strict-transport-security" not in (await silent.get("/pipelines", key())).headers
+
+
+async def test_ten_thousand_headers_and_a_megabyte_of_query_are_read_in_no_time() -> None:
+    edge = Edge()
+    headers = [("x-forwarded-for", "1.2.3.4")] * 10_000 + key()
+    start = asyncio.get_running_loop().time()
+    await edge.get("/pipelines", headers, client=("127.0.0.1", 1))
+    await edge.get("/pipelines", key(), query_string=b"a=%41&" * 170_000)
+    assert asyncio.get_running_loop().time() - start < 5

@@ -1,0 +1,311 @@
+"""Nobody keeps a connection without a good credential, an accepted origin, and a place that is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from starlette.routing import WebSocketRoute
+
+from taskiq_flow_security.http import Rule
+from taskiq_flow_security.http.rules import WEBSOCKET
+from tests.edge import ADMIN, NOW, PROXY, VIEWER, Edge, bearer, connect, key, token
+
+LATE = {"websocket_auth_timeout": 0.05}
+
+
+async def test_a_credential_in_the_handshake_connects() -> None:
+    edge = Edge()
+    for headers, subject in ((key(), "viewer"), (bearer(), "carol")):
+        async with connect(edge.app, headers) as client:
+            await client.accepted()
+            client.subscribe("p1")
+            assert await client.receive() == {"type": "received"}
+        assert edge.reached[-1][1] == subject
+
+
+@pytest.mark.parametrize(("credential", "subject"), [(VIEWER, "viewer"), (token(), "carol")])
+async def test_a_credential_in_the_first_message_connects_and_is_not_passed_on(credential: str, subject: str) -> None:
+    edge = Edge()
+    async with connect(edge.app) as client:
+        await client.accepted()
+        client.send({"type": "connect", "auth": credential})
+        assert await client.receive() == {"type": "connected", "subject": subject}
+        client.subscribe("p1")
+        assert await client.receive() == {"type": "received"}
+    assert [name for _, name in edge.reached] == [subject]
+    assert credential not in repr(edge.reached)
+
+
+async def test_an_api_key_may_have_dots() -> None:
+    dotted = "a.key.with-two-dots-0123456789"
+    edge = Edge(settings={"api_keys": {dotted: {"role": "viewer", "permissions": ["read"], "subject": "dotted"}}})
+    async with connect(edge.app) as client:
+        client.send({"type": "connect", "auth": dotted})
+        assert (await client.receive())["subject"] == "dotted"
+
+
+async def test_a_client_that_never_authenticates_is_disconnected_and_its_place_is_free() -> None:
+    edge = Edge(settings={**LATE, "websocket_max_connections": 1})
+    for _ in range(2):
+        async with connect(edge.app) as client:
+            await client.accepted()
+            assert (await client.receive())["reason"] == "no_credentials"
+            assert await client.close_code() == 4401
+    assert edge.reached == []
+
+
+FIRST_MESSAGES: list[Any] = [
+    "",
+    "{",
+    "null",
+    "[]",
+    '"connect"',
+    b"",
+    json.dumps({"type": "connect", "auth": VIEWER}).encode(),
+    {"type": "connect"},
+    {"type": "connect", "auth": None},
+    {"type": "connect", "auth": [VIEWER]},
+    {"type": "connect", "auth": {"api_key": VIEWER}},
+    {"type": "connect", "Auth": VIEWER},
+    {"type": "CONNECT", "auth": VIEWER},
+    {"auth": VIEWER},
+    {"type": "subscribe", "pipeline_id": "p1", "auth": VIEWER},
+    [{"type": "connect", "auth": VIEWER}],
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    '\ufeff{"type": "connect", "auth": "x"}',
+    '{"type": "connect", "auth": "\\ud800',
+]
+
+
+@pytest.mark.parametrize("message", FIRST_MESSAGES, ids=lambda message: ascii(message)[:50])
+async def test_another_first_message_is_no_login(message: Any) -> None:
+    edge = Edge()
+    async with connect(edge.app) as client:
+        await client.accepted()
+        client.send(message)
+        assert (await client.receive())["type"] == "error"
+        assert await client.close_code() == 4401
+        client.subscribe("p1")
+    assert edge.reached == []
+
+
+@pytest.mark.parametrize(
+    "auth", ["", "wrong", "a" * 1_000_000, "eyJ.x.y", "\ud800", "\x00", token(exp=1), f"Bearer {VIEWER}"]
+)
+async def test_a_bad_credential_in_the_first_message_ends_the_connection(auth: str) -> None:
+    edge = Edge()
+    async with connect(edge.app) as client:
+        client.send({"type": "connect", "auth": auth})
+        assert (await client.receive())["type"] == "error"
+        assert await client.close_code() == 4401
+    assert edge.reached == []
+    assert edge.trail.last.event == "authn_login_fail"
+
+
+@pytest.mark.parametrize(
+    ("headers", "scope", "status", "reason"),
+    [
+        (key("wrong"), {}, 403, "unknown_api_key"),
+        (bearer(exp=1), {}, 401, "expired"),
+        ([*key(), *key()], {}, 400, "several_credentials"),
+        (key(), {"query_string": b"token=1&api_key=x"}, 400, "credentials_in_query"),
+        (key(), {"scheme": "ws"}, 403, "https_required"),
+        ([*key(), ("x-forwarded-proto", "https")], {"scheme": "ws"}, 403, "https_required"),
+        (key(), {"path": "/nothing"}, 403, "no_rule"),
+        (key(), {"path": "/ws/"}, 403, "no_rule"),
+        (key(), {"path": "/pipelines"}, 403, "no_rule"),
+        ([("authorization", "Basic x")], {}, 401, "bearer_not_accepted"),
+    ],
+)
+async def test_a_bad_handshake_is_denied_before_it_is_accepted(
+    headers: Any, scope: Any, status: int, reason: str
+) -> None:
+    edge = Edge()
+    async with connect(edge.app, headers, **scope) as client:
+        answer = await client.denial()
+        assert (answer.status, answer.reason) == (status, reason)
+    async with connect(edge.app, headers, **{**scope, "extensions": {}}) as client:
+        assert await client.close_code() in (4401, 4403)
+        assert client.sent == []
+    assert edge.reached == []
+
+
+async def test_behind_a_trusted_proxy_the_connection_is_secure_if_the_proxy_says_so() -> None:
+    edge = Edge()
+    async with connect(edge.app, [*key(), ("x-forwarded-proto", "https")], client=PROXY, scheme="ws") as client:
+        await client.accepted()
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        ["https://evil.example"],
+        ["null"],
+        [""],
+        ["https://edge.example.evil.example"],
+        ["https://edge.example:8443"],
+        ["http://edge.example"],
+        ["wss://edge.example"],
+        ["https://edge.example/"],
+        ["https://edge.example, https://evil.example"],
+        ["https://edge.example", "https://evil.example"],
+        ["https://edge.example", "https://edge.example"],
+        [b"\xff"],
+        ["None"],
+    ],
+    ids=ascii,
+)
+async def test_a_page_from_elsewhere_may_not_connect_even_with_a_good_key(origins: list[str | bytes]) -> None:
+    edge = Edge()
+    headers = [*key(), ("host", "edge.example"), *(("origin", origin) for origin in origins)]
+    async with connect(edge.app, headers) as client:
+        assert (await client.denial()).reason == "origin"
+    assert edge.reached == []
+
+
+@pytest.mark.parametrize("hosts", [[], ["edge.example", "evil.example"], [""]])
+async def test_without_one_host_no_origin_is_the_own_one(hosts: list[str]) -> None:
+    headers = [*key(), *(("host", host) for host in hosts), ("origin", "https://evil.example")]
+    async with connect(Edge().app, headers) as client:
+        assert (await client.denial()).reason == "origin"
+
+
+@pytest.mark.parametrize("origin", ["https://edge.example", "HTTPS://EDGE.example", "https://app.example"])
+async def test_the_own_origin_and_those_of_the_settings_may_connect(origin: str) -> None:
+    edge = Edge(settings={"websocket_origins": ["https://app.example"]})
+    async with connect(edge.app, [*key(), ("host", "edge.example"), ("origin", origin)]) as client:
+        await client.accepted()
+
+
+async def test_one_connection_too_many_is_denied_until_another_one_ends() -> None:
+    edge = Edge(settings={"websocket_max_connections": 2, "rate_limits": {"websocket_connect": "100/minute"}})
+    async with connect(edge.app, key()) as one, connect(edge.app) as two:
+        await one.accepted()
+        await two.accepted()
+        async with connect(edge.app, key(ADMIN)) as third:
+            answer = await third.denial()
+            assert (answer.status, answer.reason) == (503, "too_many_connections")
+    async with connect(edge.app, key(ADMIN)) as fourth:
+        await fourth.accepted()
+
+
+async def test_the_connect_limit_of_the_guide_holds_for_who_has_no_credential_and_for_who_has_one() -> None:
+    for headers in ([], key()):
+        edge = Edge(settings=LATE)
+        for number in range(7):
+            async with connect(edge.app, headers) as client:
+                if number < 5:
+                    await client.accepted()
+                else:
+                    assert (await client.denial()).status == 429
+
+
+async def test_failed_logins_by_first_message_are_counted_with_those_over_http() -> None:
+    edge = Edge(settings={"rate_limit_failed_logins": "2/minute"})
+    for _ in range(2):
+        async with connect(edge.app) as client:
+            client.send({"type": "connect", "auth": "wrong"})
+            assert await client.close_code() == 4401
+    assert (await edge.get("/pipelines", key("wrong"))).status == 429
+    async with connect(edge.app) as client:
+        client.send({"type": "connect", "auth": VIEWER})
+        assert await client.close_code() == 4429
+
+
+@pytest.mark.parametrize("how", ["token", "key"])
+async def test_a_connection_ends_when_its_login_does(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskiq_flow_security.http.websocket._CHECKED_EVERY", 0.01)
+    expiring = {"role": "viewer", "permissions": ["read"], "expires_at": "2027-01-15T08:01:00Z"}
+    edge = Edge(settings={"api_keys": {"expiring-key-0123456789": expiring}})
+    headers = bearer(exp=NOW + 60) if how == "token" else key("expiring-key-0123456789")
+    async with connect(edge.app, headers) as client:
+        await client.accepted()
+        client.subscribe("p1")
+        assert await client.receive() == {"type": "received"}
+        edge.clock.now = NOW + 61
+        assert (await client.receive())["reason"] in ("expired", "api_key_expired")
+        assert await client.close_code() == 4401
+        client.subscribe("p1")
+    assert len(edge.reached) == 1
+
+
+async def test_a_login_that_cannot_be_watched_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskiq_flow_security.http.websocket._CHECKED_EVERY", 0.01)
+    edge = Edge()
+    async with connect(edge.app, key()) as client:
+        await client.accepted()
+        monkeypatch.setattr(edge.security, "login_ended", lambda _: 1 / 0)
+        assert (await client.receive())["reason"] == "internal_error"
+        assert await client.close_code() == 1011
+    assert edge.trail.last.outcome == "deny"
+
+
+async def test_without_required_authentication_everybody_connects_anonymously_and_it_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    edge = Edge(settings={"websocket_require_auth": False})
+    async with connect(edge.app) as client:
+        await client.accepted()
+        client.subscribe("p2")
+        assert await client.receive() == {"type": "received"}
+    assert edge.reached[-1][1] == "anonymous"
+    assert edge.trail.last.reason == "public"
+    assert "websocket_require_auth is False" in caplog.text
+    async with connect(edge.app, key()) as client:
+        client.subscribe("p2")
+        assert await client.close_code() == 4403
+    async with connect(edge.app, key("wrong")) as client:
+        assert (await client.denial()).status == 403
+
+
+async def test_a_public_rule_opens_its_websocket_and_no_other() -> None:
+    edge = Edge(
+        rules=[Rule(WEBSOCKET, "/news", "news", public=True), Rule(WEBSOCKET, "/ws", "ws")],
+        settings=LATE,
+    )
+    edge.app.router.routes.append(WebSocketRoute("/news", edge.converse))  # type: ignore[attr-defined]  # Starlette's
+    async with connect(edge.app, path="/news") as client:
+        await client.accepted()
+        client.send("hello")
+        assert await client.receive() == {"type": "received"}
+    async with connect(edge.app, path="/ws") as client:
+        assert await client.close_code() == 4401
+
+
+async def test_a_rule_can_ask_for_a_pipeline_at_the_handshake() -> None:
+    rules = [Rule(WEBSOCKET, "/ws/{pipeline}", "ws", "read", "{pipeline}")]
+    edge = Edge(rules=rules)
+    edge.app.router.routes.append(WebSocketRoute("/ws/{pipeline}", edge.converse))  # type: ignore[attr-defined]
+    async with connect(edge.app, key(), path="/ws/p1") as client:
+        await client.accepted()
+    async with connect(edge.app, key(), path="/ws/p2") as client:
+        assert (await client.denial()).status == 403
+
+
+async def test_what_is_only_monitored_connects_and_loses_no_message() -> None:
+    edge = Edge(settings={"enforcement": "monitor", **LATE})
+    for message in ({"type": "subscribe", "pipeline_id": "p2"}, {"type": "connect", "auth": "wrong"}):
+        async with connect(edge.app) as client:
+            await client.accepted()
+            client.send(message)
+            if message["type"] == "subscribe":
+                assert await client.receive() == {"type": "received"}
+                assert json.loads(edge.reached[-1][0]) == message
+            client.send("more")
+            assert await client.receive() == {"type": "received"}
+    assert {name for _, name in edge.reached} == {"anonymous"}
+    assert edge.trail.last.event == "authz_shadow_fail"
+
+
+async def test_a_client_that_leaves_at_any_moment_leaves_nothing_behind() -> None:
+    edge = Edge(settings={"websocket_max_connections": 1, "rate_limits": {"websocket_connect": "100/minute"}})
+    for headers in ([], key(), key("wrong")):
+        for _ in range(3):
+            async with connect(edge.app, headers):
+                await asyncio.sleep(0)
+    async with connect(edge.app, key()) as client:
+        await client.accepted()

@@ -1,0 +1,116 @@
+"""No message gets to the application that names a pipeline which its sender may not read."""
+
+from __future__ import annotations
+
+import codecs
+
+import pytest
+
+from tests.edge import ADMIN, Edge, connect, key
+
+FORBIDDEN = '{"type": "subscribe", "pipeline_id": "p2"}'
+
+TRICKS: dict[str, str | bytes] = {
+    "plain": FORBIDDEN,
+    "after spaces": " \r\n\t" + FORBIDDEN,
+    "a name twice, the good one last": '{"pipeline_id": "p2", "pipeline_id": "p1"}',
+    "a name twice, the good one first": '{"pipeline_id": "p1", "pipeline_id": "p2"}',
+    "an object twice": '{"a": {"pipeline_id": "p2"}, "a": {"pipeline_id": "p1"}}',
+    "escaped name": '{"pipeline\\u005fid": "p2"}',
+    "escaped value": '{"pipeline_id": "\\u0070\\u0032"}',
+    "in an array": f'[{{"pipeline_id": "p1"}}, {FORBIDDEN}]',
+    "deep inside": '{"a":' * 500 + FORBIDDEN + "}" * 500,
+    "deeper than parsers go": "[" * 100_000 + FORBIDDEN + "]" * 100_000,
+    "beside nan": '{"pipeline_id": "p2", "x": NaN}',
+    "beside infinity": '{"pipeline_id": "p2", "x": -Infinity}',
+    "beside a huge number": '{"pipeline_id": "p2", "x": ' + "9" * 5000 + "}",
+    "beside a lone surrogate": '{"pipeline_id": "p2", "x": "\\ud800"}',
+    "beside a control character": '{"pipeline_id": "p2", "x": "\n"}',
+    "with a comment": '{/* */"pipeline_id": "p2"}',
+    "with a comma at the end": '{"pipeline_id": "p2",}',
+    "with single quotes": "{'pipeline_id': 'p2'}",
+    "and something after it": FORBIDDEN + " x",
+    "two objects": '{"pipeline_id": "p1"}\n' + FORBIDDEN,
+    "a list of pipelines": '{"pipeline_id": ["p2"]}',
+    "an object as pipeline": '{"pipeline_id": {"$ne": "p1"}}',
+    "a number as pipeline": '{"pipeline_id": 2}',
+    "null as pipeline": '{"pipeline_id": null}',
+    "empty pipeline": '{"pipeline_id": ""}',
+    "all pipelines": '{"pipeline_id": "*"}',
+    "a task for a pipeline": '{"pipeline_id": "task:purge"}',
+    "text with a byte order mark": "\ufeff" + FORBIDDEN,
+    "bytes": FORBIDDEN.encode(),
+    "bytes with a byte order mark": codecs.BOM_UTF8 + FORBIDDEN.encode(),
+    "bytes in UTF-16": FORBIDDEN.encode("utf-16"),
+    "bytes in UTF-16 without a mark": FORBIDDEN.encode("utf-16-le"),
+    "bytes in UTF-16, the big end first": FORBIDDEN.encode("utf-16-be"),
+    "bytes in UTF-32": FORBIDDEN.encode("utf-32"),
+    "bytes with an encoded surrogate": b'{"pipeline_id": "p2", "x": "\xed\xa0\x80"}',
+    "bytes that are not UTF-8": b'{"pipeline_id": "p2", "x": "\xff"}',
+    "bytes in UTF-16 that are broken": FORBIDDEN.encode("utf-16-le") + b"\x00",
+    "bytes after zeros": b"\x00\x00" + FORBIDDEN.encode(),
+}
+
+
+@pytest.mark.parametrize("message", TRICKS.values(), ids=TRICKS)
+async def test_a_forbidden_subscription_ends_the_connection_also_after_an_allowed_one(message: str | bytes) -> None:
+    edge = Edge()
+    async with connect(edge.app, key()) as client:
+        await client.accepted()
+        client.subscribe("p1")
+        assert await client.receive() == {"type": "received"}
+        client.send(message)
+        client.subscribe("p1")
+        assert (await client.receive())["type"] == "error"
+        assert await client.close_code() in (4400, 4403)
+    assert len(edge.reached) == 1
+    assert edge.trail.last.outcome == "deny"
+    assert edge.trail.last.event == "authz_fail"
+
+
+async def test_the_refusal_of_a_subscription_names_its_pipeline_in_the_audit_event() -> None:
+    edge = Edge()
+    async with connect(edge.app, key()) as client:
+        client.subscribe("p2")
+        assert (await client.receive())["reason"] == "whitelist"
+    assert edge.trail.last.pipeline == "p2"
+    assert edge.trail.last.task == "endpoint:websocket_subscribe"
+    assert edge.trail.last.rule == "principal.pipelines"
+
+
+@pytest.mark.parametrize(
+    "message", ["ping", "", "12", "null", "NaN", b"", b"\x82\xa4type", b"\xff\xfe", "pipeline_id=p2"]
+)
+async def test_what_is_no_json_object_is_passed_on(message: str | bytes) -> None:
+    edge = Edge()
+    async with connect(edge.app, key()) as client:
+        client.send(message)
+        assert await client.receive() == {"type": "received"}
+    assert edge.reached == [(str(message), "viewer")]
+
+
+async def test_an_admin_may_subscribe_to_every_pipeline() -> None:
+    edge = Edge()
+    async with connect(edge.app, key(ADMIN)) as client:
+        for pipeline in ("p1", "p2"):
+            client.subscribe(pipeline)
+            assert await client.receive() == {"type": "received"}
+
+
+async def test_an_exception_while_a_message_is_checked_ends_the_connection() -> None:
+    edge = Edge()
+    async with connect(edge.app, key()) as client:
+        await client.accepted()
+        edge.security.decide = lambda *_: 1 / 0  # type: ignore[assignment, method-assign]  # a bug, for this test
+        client.subscribe("p1")
+        assert (await client.receive())["reason"] == "internal_error"
+        assert await client.close_code() == 1011
+    assert edge.reached == []
+
+
+async def test_while_monitoring_a_forbidden_subscription_is_passed_on_and_recorded() -> None:
+    edge = Edge(settings={"enforcement": "monitor"})
+    async with connect(edge.app, key()) as client:
+        client.subscribe("p2")
+        assert await client.receive() == {"type": "received"}
+    assert (edge.trail.last.event, edge.trail.last.pipeline) == ("authz_shadow_fail", "p2")

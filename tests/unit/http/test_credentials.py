@@ -1,0 +1,79 @@
+"""One credential, in one header: anything else is refused."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskiq_flow_security import AuthenticationError
+from taskiq_flow_security.http.credentials import API_KEY, AUTHORIZATION, Credentials, find_credentials, from_text
+from tests.edge import token
+
+
+def reason_of(headers: dict[bytes, list[bytes]], query: bytes = b"") -> str:
+    with pytest.raises(AuthenticationError) as refusal:
+        find_credentials(headers, query)
+    return refusal.value.reason
+
+
+def test_no_header_is_no_credential() -> None:
+    assert find_credentials({}, b"page=2") is None
+
+
+def test_an_api_key_is_taken_as_it_is() -> None:
+    assert find_credentials({API_KEY: [b" a key "]}, b"") == Credentials(api_key=" a key ")
+    assert find_credentials({API_KEY: [b""]}, b"") == Credentials(api_key="")
+
+
+@pytest.mark.parametrize("value", [b"Bearer abc", b"bearer abc", b"BEARER  abc "])
+def test_a_bearer_token_has_its_scheme_in_any_case(value: bytes) -> None:
+    assert find_credentials({AUTHORIZATION: [value]}, b"") == Credentials(bearer="abc")
+
+
+@pytest.mark.parametrize("value", [b"", b"abc", b"Basic YTpi", b"Bearer\tabc", b"Token abc", b"Bearerabc", b"\xff abc"])
+def test_another_scheme_is_refused(value: bytes) -> None:
+    assert reason_of({AUTHORIZATION: [value]}) == "bearer_not_accepted"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {API_KEY: [b"a"], AUTHORIZATION: [b"Bearer b"]},
+        {API_KEY: [b""], AUTHORIZATION: [b""]},
+        {API_KEY: [b"a", b"a"]},
+        {AUTHORIZATION: [b"Bearer a", b"Bearer a"]},
+    ],
+)
+def test_two_credentials_are_refused_even_if_they_are_the_same(headers: dict[bytes, list[bytes]]) -> None:
+    assert reason_of(headers) == "several_credentials"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        b"api_key=x",
+        b"a=b&access_token=x",
+        b"API%5FKEY=x",
+        b"x-api-key=",
+        b"Authorization=Bearer+x",
+        b"apikey",
+        b"api-key=x",
+    ],
+)
+def test_a_credential_in_the_query_string_is_refused_even_beside_a_good_one(query: bytes) -> None:
+    assert reason_of({API_KEY: [b"a"]}, query) == "credentials_in_query"
+
+
+@given(st.binary(max_size=200))
+def test_no_query_string_raises_anything_else(query: bytes) -> None:
+    with suppress(AuthenticationError):
+        assert find_credentials({}, query) is None
+
+
+def test_text_is_a_bearer_token_if_it_looks_like_one_and_else_an_api_key() -> None:
+    assert from_text(token()) == Credentials(bearer=token())
+    for text in ("a.b.c", "an-api-key", "", "eyJ", "eyJhbGciOi.x", "eyJ.\xe9.c"):
+        assert from_text(text) == Credentials(api_key=text)
