@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 from functools import cache
 from typing import NoReturn
@@ -27,7 +28,7 @@ _GREETINGS = {
 
 
 def require(service: str) -> None:
-    """Skip the test where the service is missing; fail it in CI, where none may be."""
+    """Skip the test where the service, or a program of this name, is missing; fail it in CI, where none may be."""
     problem = missing(service)
     if problem is not None:
         _give_up(f"{service} is needed: {problem}")
@@ -35,7 +36,9 @@ def require(service: str) -> None:
 
 @cache
 def missing(service: str) -> str | None:
-    """Why the service cannot be used, if so."""
+    """Why the service, or program, cannot be used, if so."""
+    if service not in _URLS:
+        return None if shutil.which(service) else "there is no such program"
     url, default_port = _URLS[service]
     address = urlsplit(url)
     host, port = address.hostname or "127.0.0.1", address.port or default_port
