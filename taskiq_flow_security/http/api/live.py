@@ -6,15 +6,23 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from taskiq_flow_security.core.principal import ANONYMOUS, Permission
 from taskiq_flow_security.http.api.endpoints import caller, may
+from taskiq_flow_security.http.api.messages import (
+    Connect,
+    Connected,
+    Error,
+    Event,
+    Subscribe,
+    Subscribed,
+    Unsubscribed,
+    client_message,
+)
 from taskiq_flow_security.pipelines import Catalogue
-from taskiq_flow_security.runs.events import RunEvent, RunEventKind
 from taskiq_flow_security.security import FlowSecurity
 
 _logger = logging.getLogger(__name__)
@@ -27,79 +35,6 @@ MAX_MESSAGE_CHARACTERS = 16 * 1024
 FORBIDDEN = 4403
 TOO_BIG = 1009  # RFC 6455, section 7.4.1
 INTERNAL_ERROR = 1011
-
-
-class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Connect(_Message):
-    """The first message, where the client wants to know whether it is connected. The middleware has read `auth`."""
-
-    type: Literal["connect"]
-
-
-class Subscribe(_Message):
-    """Send the events of a pipeline."""
-
-    type: Literal["subscribe"]
-    pipeline_id: str
-
-
-class Unsubscribe(_Message):
-    """Send them no longer."""
-
-    type: Literal["unsubscribe"]
-    pipeline_id: str
-
-
-ClientMessage = Annotated[Connect | Subscribe | Unsubscribe, Field(discriminator="type")]
-_client_message: TypeAdapter[Connect | Subscribe | Unsubscribe] = TypeAdapter(ClientMessage)
-
-
-class Connected(_Message):
-    """The client is known."""
-
-    type: Literal["connected"] = "connected"
-    subject: str
-
-
-class Subscribed(_Message):
-    """Events follow."""
-
-    type: Literal["subscribed"] = "subscribed"
-    pipeline_id: str
-
-
-class Unsubscribed(_Message):
-    """No more events follow."""
-
-    type: Literal["unsubscribed"] = "unsubscribed"
-    pipeline_id: str
-
-
-class Event(_Message):
-    """What has happened to a task."""
-
-    type: Literal["event"] = "event"
-    pipeline_id: str
-    run_id: str
-    kind: RunEventKind
-    time: float
-    """Seconds since the epoch."""
-    task: str
-    task_id: str
-    reason: str | None
-    subject: str | None
-
-
-class Error(_Message):
-    """What the client has sent is of no use."""
-
-    type: Literal["error"] = "error"
-    reason: str
-    detail: str
-    pipeline_id: str | None = None
 
 
 class Live:
@@ -146,7 +81,7 @@ class _Connection:
             await self._close(TOO_BIG)
             return
         try:
-            message = _client_message.validate_json(text or "")
+            message = client_message.validate_json(text or "")
         except ValidationError:
             await self._send(Error(reason="invalid_message", detail="Send connect, subscribe or unsubscribe, as JSON."))
             return
@@ -204,7 +139,7 @@ class _Connection:
                 if not self._may_read(event.pipeline_id):  # no longer
                     await self._deny(pipeline_id)
                     return
-                await self._send(_shown(event))
+                await self._send(Event(**event._asdict()))
 
     async def _deny(self, pipeline_id: str) -> None:
         await self._send(Error(reason="forbidden", detail="You may not read this pipeline.", pipeline_id=pipeline_id))
@@ -228,7 +163,3 @@ class _Connection:
     def _may_read(self, pipeline_id: str) -> bool:
         # The middleware lets nobody in unknown, but where the settings say so.
         return self._principal is ANONYMOUS or may(self._security, self._principal, Permission.READ, pipeline_id)
-
-
-def _shown(event: RunEvent) -> Event:
-    return Event(**event._asdict())

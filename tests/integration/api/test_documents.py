@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,7 @@ its own matter; and 405 for other methods, which nobody may use (403)."""
 
 
 @pytest.mark.timeout(300)
-async def test_schemathesis_finds_nothing_that_the_document_does_not_say() -> None:
+async def test_schemathesis_finds_nothing_that_the_document_does_not_say(tmp_path: Path) -> None:
     pipeline_type, middleware = LIBRARIES["taskiq-pipelines"]
     served = Deployment(config(), middleware())
     served.api.add_pipeline("flow", pipeline_type(served.broker, served.spread).call_next(served.total))
@@ -36,6 +37,7 @@ async def test_schemathesis_finds_nothing_that_the_document_does_not_say() -> No
             *(sys.executable, "-m", "schemathesis.cli", "run", f"http://{client.address}/openapi.json"),
             *("--header", f"X-API-Key: {ADMIN}", "--checks", ",".join(CHECKS)),
             *("--max-examples", "8", "--seed", "1", "--no-color"),
+            cwd=tmp_path,  # where it leaves its cache
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )

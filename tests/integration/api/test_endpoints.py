@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from taskiq_flow_security import BackendUnavailableError, guard
 from taskiq_flow_security.pipelines import Graph, Node
 from tests.integration.api.pipelines import LIBRARIES, Deployment
 from tests.integration.api.server import ADMIN, PROCESSOR, STRANGER, VIEWER, config, serving
@@ -219,6 +220,33 @@ async def test_a_result_backend_that_is_away_is_an_answer_to_try_again(
         answer = await client.get(f"/pipelines/tables/runs/{started.json()['run_id']}", PROCESSOR)
     assert (answer.status_code, answer.json()["reason"]) == (503, "backend_unavailable")
     assert "10.0.0.7" not in answer.text
+
+
+async def test_a_run_that_has_started_is_not_denied_where_it_cannot_be_recorded(
+    served: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_run: object) -> None:
+        raise BackendUnavailableError("it went away just now")
+
+    async with serving(served.api) as client:
+        monkeypatch.setattr(served.api.security.runs, "add", away)
+        started = await client.execute("tables", PROCESSOR, [1])
+        run = await client.get(f"/pipelines/tables/runs/{started.json()['run_id']}", PROCESSOR)
+    assert (started.status_code, run.status_code) == (202, 404)
+    assert len(served.notes) == 1
+
+
+async def test_the_rate_limit_of_a_guard_is_an_answer_that_says_when_to_try_again(served: Deployment) -> None:
+    @served.broker.task("rare", pipeline="rare")
+    @guard(rate_limit="1/hour")
+    async def rare() -> None:
+        """A task that may run once an hour."""
+
+    async with serving(served.api) as client:
+        answers = [await client.execute("rare", ADMIN) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 429]
+    assert 0 < int(answers[1].headers["retry-after"]) <= 3600
+    assert answers[1].json()["reason"] == "rate_limit"
 
 
 class Breaking:
