@@ -100,14 +100,21 @@ class Client:
 
         async def batch(count: int) -> None:
             numbers = iter(range(count))
-            await asyncio.gather(*(self._ask(numbers, *connection) for connection in self._connections))
+            await asyncio.gather(*(self._ask(numbers, place) for place in range(_CONNECTIONS)))
 
         return batch
 
-    async def _ask(self, numbers: Iterator[int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _ask(self, numbers: Iterator[int], place: int) -> None:
         for _ in numbers:  # which all connections share
+            reader, writer = self._connections[place]
             writer.write(self._request)
-            head = await reader.readuntil(b"\r\n\r\n")
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except (ConnectionResetError, asyncio.IncompleteReadError):  # what a server makes of an exception
+                self.status = 500
+                writer.close()
+                self._connections[place] = await asyncio.open_connection("127.0.0.1", self._port)
+                continue
             length = _LENGTH.search(head)
             assert length is not None, head
             await reader.readexactly(int(length[1]))
@@ -118,10 +125,10 @@ class Client:
 async def _served(app: str, directory: Path) -> AsyncIterator[Client]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220 (nothing else is to be done meanwhile)
         [
             *(sys.executable, "-m", "uvicorn", "--factory", f"tests.benchmarks.http_apps:{app}", "--port", str(port)),
-            *("--no-access-log", "--no-proxy-headers", "--log-level", "critical"),
+            *("--no-access-log", "--no-proxy-headers", "--log-level", "critical", "--timeout-keep-alive", "600"),
         ],
         cwd=_ROOT,
         env={**os.environ, AUDIT_FILE: str(directory / f"{app}.jsonl")},

@@ -1,7 +1,5 @@
 """The applications of the benchmark of requests: ``uvicorn --factory tests.benchmarks.http_apps:<name>``."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

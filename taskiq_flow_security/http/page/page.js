@@ -10,7 +10,7 @@ const TOKEN = /^eyJ[\w-]*\.[\w-]*\.[\w-]*$/;
 
 const $ = (id) => document.getElementById(id);
 
-let session = null; // { credential, socket, attempts }: in memory only, so that nothing else ever gets to read it
+let session = null; // { credential, socket, attempts, forbidden }: in memory only, so that nothing else gets to read it
 let shown = null; // { id, graph, runId }: the pipeline that is looked at
 
 // --- what everything below is made of
@@ -60,17 +60,19 @@ const timeOf = (moment) => new Date(moment).toLocaleTimeString();
 
 $("sign-in-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  session = { credential: $("credential").value.trim(), socket: null, attempts: 0 };
+  const owner = { credential: $("credential").value.trim(), socket: null, attempts: 0, forbidden: new Set() };
+  session = owner;
   $("sign-in-problem").textContent = "";
   try {
     const caller = await call("whoami");
+    if (session !== owner) return;
     $("credential").value = "";
     $("subject").textContent = caller.roles.length ? `${caller.subject} (${caller.roles.join(", ")})` : caller.subject;
     setSignedIn(true);
     await listPipelines();
-    connect();
+    if (session === owner) connect();
   } catch (problem) {
-    signOut(kindly(problem));
+    if (session === owner) signOut(kindly(problem));
   }
 });
 
@@ -87,7 +89,8 @@ function signOut(why = "") {
   socket?.close();
   setSignedIn(false);
   $("pipeline").hidden = true;
-  $("pipelines").replaceChildren();
+  $("start").reset();
+  for (const id of ["pipelines", "graph", "runs", "events", "details", "start-answer", "subject"]) $(id).replaceChildren();
   $("sign-in-problem").textContent = why;
   $("credential").focus();
 }
@@ -102,7 +105,9 @@ function kindly(problem) {
 // --- the pipelines
 
 async function listPipelines() {
+  const owner = session;
   const { pipelines } = await call("pipelines");
+  if (session !== owner) return;
   $("no-pipelines").hidden = pipelines.length > 0;
   $("pipelines").replaceChildren(
     ...pipelines.map((pipeline) => {
@@ -128,7 +133,7 @@ async function show(pipeline, button) {
   $("events").replaceChildren();
   $("no-events").hidden = false;
   $("details").hidden = true;
-  tell({ type: "subscribe", pipeline_id: pipeline.id });
+  subscribe();
   const [dag, groups, path] = await Promise.all(
     ["dag", "parallel-groups", "critical-path"].map((what) => call(pathOf(pipeline.id, what))),
   );
@@ -150,7 +155,7 @@ function failed(problem) {
 
 function graphOf(dag, groups, criticalPath) {
   const { width, height, gapX, gapY, margin } = NODE;
-  const rows = Math.max(...groups.map((group) => group.length));
+  const rows = Math.max(1, ...groups.map((group) => group.length));
   const critical = new Set(criticalPath);
   const followed = new Set(criticalPath.slice(1).map((target, index) => `${criticalPath[index]}\n${target}`));
   const places = new Map();
@@ -230,8 +235,9 @@ $("start").addEventListener("submit", async (event) => {
     } catch {
       body[name] = undefined;
     }
-    if (!fits(body[name])) {
-      say(`Write here ${what}.`, true);
+    const problem = fits(body[name]) ? exactly(body[name]) : `Write here ${what}.`;
+    if (problem) {
+      say(problem, true);
       $(name).focus();
       return;
     }
@@ -247,6 +253,12 @@ $("start").addEventListener("submit", async (event) => {
     $("start-button").disabled = false;
   }
 });
+
+function exactly(value) {
+  // JavaScript reads other integers as their neighbours.
+  if (typeof value === "number") return Number.isInteger(value) && !Number.isSafeInteger(value) ? "A number is too large to be sent exactly." : "";
+  return value !== null && typeof value === "object" ? Object.values(value).map(exactly).find(Boolean) ?? "" : "";
+}
 
 function say(text, isProblem = false) {
   $("start-answer").textContent = text;
@@ -311,10 +323,17 @@ function connect() {
     if (session !== owner) return;
     setConnection(false);
     if (code === LOGIN_ENDED) return signOut("The login has ended. Sign in again.");
-    if (code === FORBIDDEN) say("You may no longer watch this pipeline.", true);
+    if (code === FORBIDDEN && shown) {
+      owner.forbidden.add(shown.id); // or it would be asked for again, and end the next connection
+      say("You may not watch this pipeline.", true);
+    }
     owner.attempts += 1;
     setTimeout(() => session === owner && connect(), Math.min(30_000, 500 * 2 ** owner.attempts));
   });
+}
+
+function subscribe() {
+  if (shown && !session.forbidden.has(shown.id)) tell({ type: "subscribe", pipeline_id: shown.id });
 }
 
 function tell(message) {
@@ -323,9 +342,10 @@ function tell(message) {
 
 function receive(message) {
   if (message.type === "connected") {
-    session.attempts = 0;
     setConnection(true);
-    if (shown) tell({ type: "subscribe", pipeline_id: shown.id });
+    subscribe();
+  } else if (message.type === "subscribed") {
+    session.attempts = 0;
   } else if (message.type === "event" && shown && message.pipeline_id === shown.id) {
     light(message);
     const item = element("li");

@@ -121,6 +121,13 @@ def test_arguments_that_are_no_json_are_not_sent(browser: Chrome) -> None:
     assert texts(browser, "#runs tr") == runs
 
 
+def test_a_number_that_would_be_sent_as_another_is_not_sent(browser: Chrome) -> None:
+    signed_in(browser, PROCESSOR)
+    choose(browser, "single")
+    start(browser, "[9007199254740993]")
+    wait_until(browser, lambda _: "too large" in texts(browser, "#start-answer")[0])
+
+
 def test_names_with_html_in_them_are_text(browser: Chrome) -> None:
     signed_in(browser, PROCESSOR)
     choose(browser, "single")
@@ -133,7 +140,15 @@ def test_names_with_html_in_them_are_text(browser: Chrome) -> None:
 
 def test_signing_out_leaves_nothing_behind(browser: Chrome) -> None:
     signed_in(browser, PROCESSOR)
+    choose(browser, "single")
+    start(browser, "[40404]")
+    wait_until(browser, lambda _: texts(browser, "#runs .state-completed"))
+    find(browser, "#runs button").click()
+    wait_until(browser, lambda _: texts(browser, "#details")[0])
     find(browser, "#sign-out").click()
+    assert "40404" not in browser.page_source
+    assert "80808" not in browser.page_source
+    assert find(browser, "#args").get_attribute("value") == "[]"
     assert find(browser, "#sign-in").is_displayed()
     assert not find(browser, "#work").is_displayed()
     assert texts(browser, "nav button") == []
