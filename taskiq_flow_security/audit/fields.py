@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Any
 
 from taskiq_flow_security.core.events import AuditEvent
@@ -19,14 +20,30 @@ def fields_of(event: AuditEvent) -> dict[str, Any]:
     """All fields by name: text, or lists of text, or ``None``."""
     fields = event._asdict()
     fields["event"] = str(event.event)
-    fields["time"] = datetime.fromtimestamp(event.time, timezone.utc).isoformat(timespec="microseconds")
+    fields["time"] = _iso(event.time)
     fields["outcome"] = str(event.outcome)
-    fields["roles"] = [_clean(role) for role in sorted(event.roles)]
+    fields["roles"] = list(_shown(event.roles))
     for name in _FROM_OUTSIDE:
         text = fields[name]
         if text is not None and not (len(text) <= MAX_FIELD_LENGTH and text.isprintable()):
             fields[name] = _clean(text)
     return fields
+
+
+def _iso(moment: float) -> str:
+    """A moment as ISO 8601 in UTC, to the microsecond."""
+    second, fraction = divmod(moment, 1)
+    return f"{_second(second)}.{int(fraction * 1e6):06}+00:00"
+
+
+@lru_cache(maxsize=16)
+def _second(moment: float) -> str:
+    return datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+@lru_cache(maxsize=1024)
+def _shown(roles: frozenset[str]) -> tuple[str, ...]:
+    return tuple(_clean(role) for role in sorted(roles))
 
 
 def _clean(text: str) -> str:
