@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from taskiq_flow_security.core.policy import AccessRequest, Decision, Policy, de
 from taskiq_flow_security.core.principal import SERVICE_PREFIX, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
+from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.rate_limits import RateLimits
 from taskiq_flow_security.results import ProtectedResults, ResultSeal
 from taskiq_flow_security.tokens.message_signature import MessageSigner
@@ -288,8 +288,3 @@ class FlowSecurity:
             return principal.txn
         actor = self.actor()
         return actor.txn if actor is not None else new_id()
-
-
-def new_id() -> str:
-    """A random identifier: 96 bits in hexadecimal."""
-    return secrets.token_hex(12)

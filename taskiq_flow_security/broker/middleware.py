@@ -24,8 +24,9 @@ from taskiq_flow_security.broker.verifier import Verifier
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.results import check_results
-from taskiq_flow_security.security import FlowSecurity, new_id
+from taskiq_flow_security.security import FlowSecurity
 
 Kick = Callable[[BrokerMessage], Coroutine[Any, Any, None]]
 

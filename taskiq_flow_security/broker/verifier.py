@@ -32,7 +32,8 @@ from taskiq_flow_security.errors import (
     AuthenticationError,
     FlowSecurityError,
 )
-from taskiq_flow_security.security import FlowSecurity, new_id
+from taskiq_flow_security.ids import new_id
+from taskiq_flow_security.security import FlowSecurity
 from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 

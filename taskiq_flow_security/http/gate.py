@@ -26,7 +26,8 @@ from taskiq_flow_security.http.clients import FORWARDED_FOR, FORWARDED_PROTO, Cl
 from taskiq_flow_security.http.credentials import Credentials, find_credentials
 from taskiq_flow_security.http.limits import EndpointLimits, FailedLogins
 from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule, RuleTable, is_plain
-from taskiq_flow_security.security import FlowSecurity, new_id
+from taskiq_flow_security.ids import new_id
+from taskiq_flow_security.security import FlowSecurity
 
 _logger = logging.getLogger(__name__)
 

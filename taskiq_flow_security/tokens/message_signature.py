@@ -6,12 +6,12 @@ carries when it was signed, how long the message may wait, and an id of its own.
 
 from __future__ import annotations
 
-import os
 from typing import Literal, NamedTuple
 
 from pydantic_core import to_json
 
 from taskiq_flow_security.core.principal import UNRESTRICTED, Scope
+from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.claims import ScopeClaim
 from taskiq_flow_security.tokens.jws import JwsHeader
@@ -75,7 +75,7 @@ class MessageSigner:
     ) -> tuple[str, MessageSignature]:
         """Sign a message. Raises `AuthenticationError` where this process has no key to send with."""
         key = self._keyring.signer(Use.SEND, now, expires_at)
-        signature = MessageSignature(key.kid, os.urandom(12).hex(), int(now), int(expires_at), delegation, denied)
+        signature = MessageSignature(key.kid, new_id(), int(now), int(expires_at), delegation, denied)
         # Only numbers and hexadecimal digits are filled in, so that nothing needs escaping.
         times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
         header = f'{self._header(key)},{times},"jti":"{signature.jti}"{_terms(signature)}}}'

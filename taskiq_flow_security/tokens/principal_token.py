@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from pydantic_core import to_json
 from taskiq_flow_security.core.principal import UNRESTRICTED, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.claims import ScopeClaim
 from taskiq_flow_security.tokens.jws import JwsHeader
@@ -89,7 +89,7 @@ class PrincipalTokens:
             iat=int(now),
             nbf=int(now),
             exp=int(expires_at),
-            jti=secrets.token_hex(12),
+            jti=new_id(),
             txn=txn,
         )
         protected = jws.encode_segment(to_json(header))

@@ -16,7 +16,7 @@ NAME = PACKAGE.name
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 FLOORS = [
-    {"errors"},
+    {"errors", "ids"},
     {"core"},
     {"config", "tokens", "audit", "rate_limits"},
     {"acting", "credentials", "results", "runs"},

@@ -106,6 +106,7 @@ def nginx_conf(directory: Path, http_port: int, https_port: int, web_port: int) 
         "listen 443 ssl": f"listen 127.0.0.1:{https_port} ssl",
         "http://web:8000": f"http://127.0.0.1:{web_port}",
         "/etc/nginx/tls/": f"{directory}/",
+        "/var/log/nginx/": f"{directory}/",
     }.items():
         assert theirs in conf
         conf = conf.replace(theirs, ours)
@@ -114,7 +115,7 @@ def nginx_conf(directory: Path, http_port: int, https_port: int, web_port: int) 
     )
     return (
         f"pid {directory}/nginx.pid;\nerror_log {directory}/nginx-error.log;\nevents {{}}\n"
-        f"http {{\naccess_log {directory}/access.log;\n{temporary}\n{conf}\n}}\n"
+        f"http {{\n{temporary}\n{conf}\n}}\n"
     )
 
 

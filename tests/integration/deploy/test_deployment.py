@@ -64,7 +64,17 @@ def test_the_checks_of_the_guide_hold(client: httpx.Client) -> None:
     assert get(client, "/api/pipelines", VIEWER).json() == get(client, "/pipelines", VIEWER).json()
 
 
-@pytest.mark.parametrize(("path", "key"), [("/pipelines", VIEWER), ("/pipelines", None), ("/nowhere", VIEWER)])
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("/pipelines", VIEWER),
+        ("/pipelines", None),
+        ("/nowhere", VIEWER),
+        ("/", None),
+        ("/docs", None),
+        ("/health", None),
+    ],
+)
 def test_every_answer_has_the_security_headers_once(client: httpx.Client, path: str, key: str | None) -> None:
     headers = get(client, path, key).headers
     for name, value in {
@@ -160,8 +170,22 @@ def test_plain_http_straight_to_the_api_is_refused(stack: Stack) -> None:
     assert (answer.status_code, answer.json()["reason"]) == (403, "https_required")
 
 
+def test_http_2_is_spoken(stack: Stack) -> None:
+    context = stack.tls()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        socket.create_connection(("127.0.0.1", stack.https_port)) as raw,
+        context.wrap_socket(raw, server_hostname=HOST) as secure,
+    ):
+        assert secure.selected_alpn_protocol() == "h2"
+
+
 def test_no_log_of_the_deployment_holds_a_secret(directory: Path, client: httpx.Client) -> None:
     get(client, "/pipelines", ADMIN)
+    assert (
+        get(client, f"/pipelines?api_key={ADMIN}", **{"Referer": f"https://{HOST}/?api_key={ADMIN}"}).status_code == 400
+    )
+    assert "/pipelines" in (directory / "access.log").read_text()
     for log in directory.glob("*.log"):
         text = log.read_text(errors="replace")
         for secret in (ADMIN, VIEWER, PASSWORD, JWT_SECRET):

@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 import yaml
-from packaging.requirements import Requirement
 
 from taskiq_flow_security import FlowSecurity, TaskiqFlowConfig
 from tests.integration.deploy.stack import DEPLOY
@@ -41,9 +40,20 @@ def test_the_example_of_the_secrets_names_all_that_the_compose_file_asks_for() -
 
 
 def test_what_the_image_installs_exists() -> None:
-    [requirement] = re.findall(r'"(taskiq-flow-security\[.*?\])"', DOCKERFILE)
-    for extra in Requirement(requirement).extras:
+    [extras] = re.findall(r'"/src\[(.*?)\]"', DOCKERFILE)
+    for extra in extras.split(","):
         assert f"\n{extra} = [" in PYPROJECT
+
+
+def test_what_the_image_copies_exists() -> None:
+    root = DEPLOY.parents[1]
+    copied = [line.split()[1:-1] for line in DOCKERFILE.splitlines() if line.startswith("COPY ")]
+    assert copied
+    assert all((root / name).exists() for names in copied for name in names)
+    for service in ("web", "worker"):
+        build = COMPOSE["services"][service]["build"]
+        assert (DEPLOY / build["context"]).resolve() == root
+        assert (root / build["dockerfile"]).samefile(DEPLOY / "Dockerfile")
 
 
 def test_the_image_runs_as_nobody_special_and_holds_no_secret() -> None:
