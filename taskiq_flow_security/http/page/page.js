@@ -216,6 +216,8 @@ function light(event) {
   }
   for (const node of $("graph").querySelectorAll(".node")) {
     if (node.dataset.task !== event.task || event.kind === "enqueued") continue;
+    if (event.time < Number(node.dataset.time ?? 0)) continue; // those of several processes may overtake each other
+    node.dataset.time = event.time;
     node.classList.remove("started", "completed", "failed", "refused");
     node.classList.add(event.kind);
   }

@@ -136,10 +136,9 @@ async def test_events_of_a_run_arrive_by_wss(stack: Stack) -> None:
 
         await asyncio.to_thread(start)
         kinds = set()
-        while "completed" not in kinds:
+        while not kinds >= {"enqueued", "started", "completed"}:  # those of two processes may overtake each other
             event = json.loads(await asyncio.wait_for(live.recv(), 20))
             kinds.add(event["kind"])
-        assert {"enqueued", "started"} <= kinds
 
 
 async def test_a_wss_client_without_credentials_is_asked_for_them_and_one_with_wrong_ones_is_not_let_in(
