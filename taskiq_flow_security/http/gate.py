@@ -190,7 +190,10 @@ class Gate:
             _logger.error("A request cannot be decided about because of an unexpected error.", exc_info=error)
             error = AccessDeniedError(Reason.INTERNAL_ERROR, "An unexpected error kept the server from deciding.")
         event = EventName.AUTHZ_SHADOW_FAIL if self.security.monitoring else _refusal(error)
-        self._record(visit, event, Outcome.DENY, getattr(error, "reason", Reason.INTERNAL_ERROR))
+        try:
+            self._record(visit, event, Outcome.DENY, getattr(error, "reason", Reason.INTERNAL_ERROR))
+        except Exception:
+            _logger.exception("A refusal cannot be recorded.")  # and stays one
         return None if self.security.monitoring else error
 
     def _find(self, scope: Scope) -> Match | None:
