@@ -10,7 +10,8 @@ from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security import AccessDeniedError, Principal
 from taskiq_flow_security.audit import AuditFormatter
-from tests.attacks.forging import read, sign, write
+from taskiq_flow_security.broker import wire
+from tests.attacks.forging import SIGNATURE, read, sign, write
 from tests.integration.inmemory.harness import AuditTrail, Process
 
 INJECTIONS = {
@@ -113,3 +114,19 @@ async def test_the_task_id_of_a_message_that_may_run_is_made_harmless_in_every_l
     with caplog.at_level(logging.INFO):
         await process.broker.deliver(data)
     assert not any("\n" in record.getMessage() for record in caplog.records)
+
+
+async def test_the_reason_that_a_sender_gives_is_made_harmless_in_audit_records(process: Process) -> None:
+    message = read(await process.genuine())
+    signature = message.labels.pop(SIGNATURE)
+    signer, now = process.security.messages, process.clock.now
+    payload = wire.signed_payload(wire.to_wire(message))
+    message.labels[SIGNATURE], _ = signer.sign(payload, now, now + 60, denied="so\nsays\x1b[2J an attacker")
+    assert message.labels[SIGNATURE] != signature
+    process.audit.take()
+    await process.broker.deliver(write(message))
+    [entry] = process.audit.take()
+    assert entry.outcome == "deny"
+    assert entry.reason is not None
+    assert entry.reason.isprintable()
+    assert process.ran == []
