@@ -90,8 +90,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._install()
         if self.security.enabled:
             delivery = self._verifier.admit(message)
-            if self.security.run_events.watched():
-                run_events.decided(self.security, message, delivery)
+            run_events.decided(self.security, message, delivery)
             if delivery.admitted is None:
                 await self._verifier.refuse(message, delivery)
         else:
@@ -104,15 +103,14 @@ class SecurityMiddleware(TaskiqMiddleware):
         delivery = deliveries.current.get()
         if delivery is not None:
             delivery.executed = True
-            if self.security.run_events.watched():
-                run_events.failed(self.security, message, delivery, exception)
+            run_events.failed(self.security, message, delivery, exception)
 
     async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         """Tell that the function has returned; give a refused message its result."""
         delivery = deliveries.current.get()
         if delivery is not None:
             delivery.executed = True
-            if not result.is_err and self.security.run_events.watched():
+            if not result.is_err:
                 run_events.completed(self.security, message, delivery)
             await refusal.settle(delivery, result)
 

@@ -148,7 +148,7 @@ class Sender:
                 signature=signature,
                 pipeline=labels.get(PIPELINE_LABEL),
             )
-        if signature.denied is None and security.run_events.watched():
+        if signature.denied is None:
             run_events.enqueued(security, message, labels.get(PIPELINE_LABEL), token)
         if not as_signed:
             return inner.dumps(TaskiqMessage.model_construct(**data))
