@@ -47,13 +47,13 @@ class AuditLogger:
 
     def records(self, outcome: Outcome) -> bool:
         """Whether events of this outcome go anywhere; if not, none needs to be made."""
-        return bool(self._sinks) or self._logs(_level(outcome))
+        return bool(self._sinks) or self._logs(logging.INFO if outcome is Outcome.ALLOW else logging.WARNING)
 
     def record(self, event: AuditEvent) -> None:
         """Record one decision."""
         for sink in self._sinks:
             sink.write(event)
-        level = _level(event.outcome)
+        level = logging.INFO if event.outcome is Outcome.ALLOW else logging.WARNING
         if self._logs(level):
             self._log(level, fields_of(event))
 
@@ -81,7 +81,3 @@ class AuditLogger:
         record = self._logger.makeRecord(self._logger.name, level, __file__, 0, name, (), None)
         record.__dict__.update(fields)
         self._logger.handle(record)
-
-
-def _level(outcome: Outcome) -> int:
-    return logging.INFO if outcome is Outcome.ALLOW else logging.WARNING

@@ -50,6 +50,8 @@ class Delivery:
     signature: MessageSignature | None = None
     error: FlowSecurityError | None = None
     """Why it could not be verified, if so."""
+    principal: Principal | None = None
+    """Whose message it is, as its sender has left it, once that is verified."""
     admitted: Principal | None = None
     """In whose name it may run, once that is decided."""
     refusal: RefusalSignal | None = None

@@ -33,17 +33,17 @@ class Fidelity:
 
     def holds(self, formatter: TaskiqFormatter) -> bool:
         """Whether the formatter, with the broker's present serializer, changes nothing."""
-        self._test(formatter)
+        if formatter is not self._formatter or self._broker.serializer is not self._serializer:
+            self._test(formatter)
         return self._holds
 
     def pickles(self, formatter: TaskiqFormatter) -> bool:
         """Whether what it makes is pickle, whatever it is called: to read that runs code."""
-        self._test(formatter)
+        if formatter is not self._formatter or self._broker.serializer is not self._serializer:
+            self._test(formatter)
         return self._pickles
 
     def _test(self, formatter: TaskiqFormatter) -> None:
-        if formatter is self._formatter and self._broker.serializer is self._serializer:
-            return
         self._pickles = _is_pickle(formatter)
         self._holds = not self._pickles and _changes_nothing(formatter)
         self._formatter, self._serializer = formatter, self._broker.serializer

@@ -34,7 +34,7 @@ from taskiq_flow_security.errors import (
 )
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL, MessageSignature
+from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 _logger = logging.getLogger(__name__)
@@ -157,6 +157,7 @@ class Verifier:
                 delivery.signature = security.messages.read(signed_by, payload, now)
                 wire.restore(message, payload)
             delivery.token = security.principals.read(principal, now)
+            delivery.principal = delivery.token.principal.within(delivery.signature.delegation.scope)
             wire.check_labels(message)
         finally:
             message.labels.pop(PRINCIPAL_LABEL, None)
@@ -166,10 +167,15 @@ class Verifier:
 
     def _decide(self, message: TaskiqMessage, delivery: Delivery) -> FlowSecurityError | None:
         """Why the message may not run, recorded; or ``None``, recorded too."""
-        security, token, signature = self._security, delivery.token, delivery.signature
+        security, token, signature, principal = (
+            self._security,
+            delivery.token,
+            delivery.signature,
+            delivery.principal,
+        )
         assert token is not None  # it was verified
         assert signature is not None
-        principal = token.principal.within(signature.delegation.scope)
+        assert principal is not None
         request = decision = None
         try:
             _check_sender(signature)
@@ -207,7 +213,7 @@ class Verifier:
             self._security,
             message,
             error,
-            principal=None if token is None else token.principal,
+            principal=delivery.principal,
             txn=None if token is None else token.txn,
             signature=delivery.signature,
             request=request,
@@ -231,11 +237,8 @@ class Verifier:
             delivery.keep_result = True
 
     def _let_run(self, message: TaskiqMessage, delivery: Delivery) -> None:
-        token, delegation = delivery.token, NOT_DELEGATED
-        if delivery.signature is not None:
-            delegation = delivery.signature.delegation
-        principal = ANONYMOUS if token is None else token.principal.within(delegation.scope)
-        delivery.admitted = principal
+        token, signature = delivery.token, delivery.signature
+        principal = delivery.admitted = delivery.principal or ANONYMOUS
         acting.become(
             Acting(
                 principal,
@@ -244,7 +247,7 @@ class Verifier:
                 # What is known by registration is known in every process.
                 message.labels.get(PIPELINE_LABEL) if registered_pipeline(delivery.task) is None else None,
                 token,
-                delegation.actors,
+                () if signature is None else signature.delegation.actors,
                 received=token is not None,
             )
         )

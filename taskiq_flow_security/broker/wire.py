@@ -59,7 +59,7 @@ def signed_payload(data: WireMessage) -> bytes:
     try:
         payload = to_json(data)
         # The labels, which are the longer part, are text, unless a middleware has put something else there.
-        start = payload.find(b'"args":') if all(type(label) is str for label in data["labels"].values()) else 0
+        start = payload.find(b'"args":') if {str}.issuperset(map(type, data["labels"].values())) else 0
         if payload.count(b"[", start) + payload.count(b"{", start) >= _MAX_DEPTH:
             from_json(payload)  # the receiver must be able to read what it verified
         if len(payload) > _MAX_DIGITS and _ENDLESS.search(payload):

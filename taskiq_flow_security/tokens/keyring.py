@@ -144,19 +144,18 @@ class _HS256:
     """HS256 (RFC 7518 section 3.2) by a MAC that is keyed once and copied for each message; PyJWT's keys one anew."""
 
     def sign(self, msg: bytes, key: HMAC) -> bytes:
-        return self._mac(msg, key).finalize()
+        mac = key.copy()
+        mac.update(msg)
+        return mac.finalize()
 
     def verify(self, msg: bytes, key: HMAC, sig: bytes) -> bool:
+        mac = key.copy()
+        mac.update(msg)
         try:
-            self._mac(msg, key).verify(sig)
+            mac.verify(sig)
         except InvalidSignature:
             return False
         return True
-
-    def _mac(self, msg: bytes, key: HMAC) -> HMAC:
-        mac = key.copy()
-        mac.update(msg)
-        return mac
 
 
 _ALGORITHMS = get_default_algorithms()

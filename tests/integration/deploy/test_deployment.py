@@ -135,7 +135,7 @@ async def test_events_of_a_run_arrive_by_wss(stack: Stack) -> None:
                 assert execute(client, ADMIN, [1]).status_code == 202
 
         await asyncio.to_thread(start)
-        kinds = set()
+        kinds: set[str] = set()
         while not kinds >= {"enqueued", "started", "completed"}:  # those of two processes may overtake each other
             event = json.loads(await asyncio.wait_for(live.recv(), 20))
             kinds.add(event["kind"])
