@@ -133,7 +133,17 @@ async function show(pipeline, button) {
   $("events").replaceChildren();
   $("no-events").hidden = false;
   $("details").hidden = true;
+  for (const id of ["summary", "graph", "runs"]) $(id).replaceChildren(); // they are another pipeline's
+  $("pipeline").setAttribute("aria-busy", "true");
   subscribe();
+  try {
+    await load(looking, pipeline);
+  } finally {
+    if (shown === looking) $("pipeline").removeAttribute("aria-busy");
+  }
+}
+
+async function load(looking, pipeline) {
   const [dag, groups, path] = await Promise.all(
     ["dag", "parallel-groups", "critical-path"].map((what) => call(pathOf(pipeline.id, what))),
   );
@@ -283,22 +293,33 @@ async function listRuns() {
   const looking = shown;
   const { runs } = await call(pathOf(looking.id, "status"));
   if (shown !== looking) return;
-  $("runs").replaceChildren(
-    ...runs.map((run) => {
-      const row = element("tr");
-      const button = element("button", "Details", { type: "button", class: "quiet", "aria-label": `Details of ${run.run_id}` });
-      button.addEventListener("click", () => showRun(run.run_id).catch(failed));
-      row.append(
-        element("td", timeOf(run.started_at)),
-        element("td", run.subject),
-        element("td", run.state, { class: `state-${run.state}` }),
-        element("td"),
-      );
-      row.lastChild.append(button);
-      return row;
-    }),
-  );
+  // Rows stay where they are, so that nobody's click or focus is lost to a refresh.
+  const list = $("runs");
+  const rows = new Map([...list.children].map((row) => [row.dataset.run, row]));
+  runs.forEach((run, index) => {
+    const row = rows.get(run.run_id) ?? rowOf(run);
+    const state = row.querySelector(".state");
+    state.textContent = run.state;
+    state.className = `state state-${run.state}`;
+    if (list.children[index] !== row) list.insertBefore(row, list.children[index] ?? null);
+  });
+  while (list.children.length > runs.length) list.lastChild.remove();
   if (runs.some((run) => run.state === "running")) refreshRuns(LATER);
+}
+
+function rowOf(run) {
+  const row = element("tr");
+  row.dataset.run = run.run_id;
+  const button = element("button", "Details", { type: "button", class: "quiet", "aria-label": `Details of ${run.run_id}` });
+  button.addEventListener("click", () => showRun(run.run_id).catch(failed));
+  row.append(
+    element("td", timeOf(run.started_at)),
+    element("td", run.subject),
+    element("td", "", { class: "state" }),
+    element("td"),
+  );
+  row.lastChild.append(button);
+  return row;
 }
 
 async function showRun(runId) {

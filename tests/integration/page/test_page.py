@@ -40,12 +40,14 @@ def signed_in(browser: Chrome, credential: str) -> None:
     sign_in(browser, credential)
     wait_until(browser, lambda _: texts(browser, "#connection") == ["live"])
     wait_until(browser, lambda _: find(browser, "#pipeline").is_displayed())
+    wait_until(browser, lambda _: not browser.find_elements(By.CSS_SELECTOR, "[aria-busy]"))
 
 
 def choose(browser: Chrome, pipeline: str) -> None:
     [button] = [button for button in browser.find_elements(By.CSS_SELECTOR, "nav button") if button.text == pipeline]
     button.click()
     wait_until(browser, lambda _: texts(browser, "#name") == [pipeline] and texts(browser, ".node"))
+    wait_until(browser, lambda _: not browser.find_elements(By.CSS_SELECTOR, "[aria-busy]"))
 
 
 def fill(browser: Chrome, selector: str, text: str) -> None:
@@ -109,6 +111,18 @@ def test_a_run_that_fails_is_shown_as_one(browser: Chrome) -> None:
     wait_until(browser, lambda _: texts(browser, "#runs .state-failed"))
     find(browser, "#runs button").click()
     wait_until(browser, lambda _: "ValueError" in texts(browser, "#details")[0])
+
+
+def test_a_new_run_takes_nothing_away_from_who_is_about_to_click(browser: Chrome) -> None:
+    signed_in(browser, PROCESSOR)
+    choose(browser, "single")
+    start(browser, "[11]")
+    wait_until(browser, lambda _: texts(browser, "#runs tr:first-child .state-completed"))
+    about_to_be_clicked, runs = find(browser, "#runs button"), len(texts(browser, "#runs tr"))
+    start(browser, "[33]")
+    wait_until(browser, lambda _: len(texts(browser, "#runs tr")) == runs + 1)
+    about_to_be_clicked.click()
+    wait_until(browser, lambda _: texts(browser, "#details") == ["22"])
 
 
 def test_arguments_that_are_no_json_are_not_sent(browser: Chrome) -> None:
