@@ -21,10 +21,13 @@ if TYPE_CHECKING:
         BackendUnavailableError,
         ConfigurationError,
         FlowSecurityError,
+        PolicyConflictError,
         RateLimitExceededError,
         ResultVerificationError,
         UnsignableMessageError,
     )
+    from taskiq_flow_security.live_policy import PolicyChange, Revocation
+    from taskiq_flow_security.schedules import ProtectedSchedules
     from taskiq_flow_security.security import FlowSecurity
 
 __version__ = "0.1.0"
@@ -39,9 +42,13 @@ _HOMES = {
     "FlowSecurity": "security",
     "FlowSecurityError": "errors",
     "Permission": "core.principal",
+    "PolicyChange": "live_policy",
+    "PolicyConflictError": "errors",
     "Principal": "core.principal",
+    "ProtectedSchedules": "schedules",
     "RateLimitExceededError": "errors",
     "ResultVerificationError": "errors",
+    "Revocation": "live_policy",
     "SecurityMiddleware": "broker.middleware",
     "TaskiqFlowConfig": "config",
     "UnsignableMessageError": "errors",
@@ -59,9 +66,13 @@ __all__ = [
     "FlowSecurity",
     "FlowSecurityError",
     "Permission",
+    "PolicyChange",
+    "PolicyConflictError",
     "Principal",
+    "ProtectedSchedules",
     "RateLimitExceededError",
     "ResultVerificationError",
+    "Revocation",
     "SecurityMiddleware",
     "TaskiqFlowConfig",
     "UnsignableMessageError",

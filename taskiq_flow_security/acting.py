@@ -30,6 +30,8 @@ class Acting:
     """The tasks that have passed the principal on, the first one first."""
     received: bool = False
     """Whether the token came with a message. Such a token is passed on as it is and never issued again."""
+    schedule: str | None = None
+    """The id of the schedule that is due, where the scheduler sends what it stands for."""
 
 
 _acting: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_acting", default=None)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -25,10 +22,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -36,14 +31,11 @@ from pydantic_settings import (
 
 from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, TASK_PREFIX
 from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission
+from taskiq_flow_security.environment import PREFIX, Variables, warn_of_unknown
 from taskiq_flow_security.errors import ConfigurationError
-
-_logger = logging.getLogger(__name__)
 
 MIN_HS256_SECRET_BYTES = 32
 """RFC 7518 section 3.2: a key of at least the size of the hash output."""
-
-_PREFIX = "TASKIQ_FLOW_"
 
 UNIX_SOCKET = "unix"
 """Stands for whoever connects through a Unix domain socket."""
@@ -54,7 +46,7 @@ IN_MEMORY = "memory://"
 HASHED_API_KEY = re.compile(r"sha256:[0-9a-f]{64}")
 
 Algorithm = Literal["HS256", "EdDSA", "ES256", "RS256"]
-KeyUse = Literal["issue", "send", "verify"]
+KeyUse = Literal["issue", "send", "fire", "verify"]
 
 
 def _check_hs256_secret(secret: SecretStr) -> SecretStr:
@@ -94,7 +86,8 @@ def _check_origin(origin: str) -> str:
     return origin.lower()
 
 
-def _check_role_names(roles: Iterable[str]) -> Iterable[str]:
+def check_roles(roles: Iterable[str]) -> Iterable[str]:
+    """Raise `ValueError` for what looks like a role and would be none."""
     if ALL_PIPELINES in roles:
         raise ValueError('"*" is not a role; list each role by its name')
     return roles
@@ -108,6 +101,35 @@ def _as_list(value: object) -> object:
 
 Names = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)]
 AclConfig = dict[Permission, Names]
+
+
+def _check_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
+    for name, acl in acls.items():
+        if name in ("", ALL_PIPELINES):
+            raise ValueError(f'"{name}" is not a name; an ACL names one pipeline or task')
+        for roles in acl.values():
+            check_roles(roles)
+    return acls
+
+
+def _check_pipeline_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
+    for name in acls:
+        if name.startswith(TASK_PREFIX):
+            raise ValueError(f'"{name}" is a task; name it in task_acls, without "{TASK_PREFIX}"')
+        if name.startswith(ENDPOINT_PREFIX):
+            raise ValueError(f'"{name}" is an endpoint; only pipelines and tasks have ACLs')
+    return _check_acls(acls)
+
+
+def _check_task_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
+    for name in acls:
+        if name.startswith(TASK_PREFIX):
+            raise ValueError(f'name the task without "{TASK_PREFIX}": "{name.removeprefix(TASK_PREFIX)}"')
+    return _check_acls(acls)
+
+
+PipelineAcls = Annotated[dict[str, AclConfig], AfterValidator(_check_pipeline_acls)]
+TaskAcls = Annotated[dict[str, AclConfig], AfterValidator(_check_task_acls)]
 
 
 class _Strict(BaseModel):
@@ -140,7 +162,7 @@ class ServiceConfig(_Strict):
 
 
 class SigningKeyConfig(_Strict):
-    """A key for principals (`issue`) and messages (`send`).
+    """A key for principals (`issue`), for messages (`send`), or for what schedules send and nothing else (`fire`).
 
     `uses` says what a signature by this key is accepted for. A process signs with it too if it holds the secret or the
     private key, unless `verify` is among the uses: then it only verifies.
@@ -166,8 +188,10 @@ class SigningKeyConfig(_Strict):
             raise ValueError(f"a key for {self.alg} needs exactly one of: {', '.join(usable)}")
         if self.secret is not None:
             _check_hs256_secret(self.secret)
-        if not self.uses & {"issue", "send"}:
-            raise ValueError('uses must say what the key is for: add "issue" (principals) or "send" (messages)')
+        if self.uses == {"verify"}:
+            raise ValueError(
+                'uses must say what the key is for: add "issue" (principals), "send" (messages) or "fire" (schedules)'
+            )
         if self.not_before and self.not_after and self.not_before >= self.not_after:
             raise ValueError("not_before must be earlier than not_after")
         return self
@@ -180,7 +204,7 @@ class TaskiqFlowConfig(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX,
+        env_prefix=PREFIX,
         case_sensitive=False,
         extra="forbid",
         frozen=True,
@@ -217,8 +241,14 @@ class TaskiqFlowConfig(BaseSettings):
     """Seconds for which an issued principal is accepted; longer than `queue_ttl`."""
     queue_ttl: float = Field(default=86_400, gt=0, le=31_536_000)
     """Seconds that a message may wait before it runs; a task's label ``queue_ttl`` overrides it."""
+    schedule_ttl: float = Field(default=2_592_000, gt=0, le=31_536_000)
+    """Seconds for which a schedule may fire, however long the login of who made it lasts; then it is made anew."""
     max_delegation_depth: int = Field(default=32, ge=1)
     """How many tasks may have kicked one another, each from its function, before a kick is denied."""
+    unsafe_allow_replays: bool = False
+    """Let a message run as often as it is delivered until it expires."""
+    unsafe_allow_unchecked: bool = False
+    """Let messages run while `shared_store`, which knows what has run before, is away."""
     unsafe_pickle_messages: bool = False
     """Let the broker's serializer be pickle, which runs code before anything can be verified."""
     clock_leeway: float = Field(default=10, ge=0, le=300)
@@ -227,8 +257,8 @@ class TaskiqFlowConfig(BaseSettings):
     # Authorization
     services: dict[Annotated[str, Field(min_length=1)], ServiceConfig] = {}
     """By name, those that may act in their own name: `FlowSecurity.service`."""
-    pipeline_acls: dict[str, AclConfig] = {}
-    task_acls: dict[str, AclConfig] = {}
+    pipeline_acls: PipelineAcls = {}
+    task_acls: TaskAcls = {}
 
     # Rate limits
     rate_limit_enabled: bool = True
@@ -238,12 +268,20 @@ class TaskiqFlowConfig(BaseSettings):
     """By endpoint, instead of the built-in ones."""
     role_rate_limits: dict[str, dict[str, RateLimit]] = {}
     """By role, then by endpoint, instead of both; the most generous one of the caller's roles counts."""
+    task_rate_limits: dict[str, RateLimit] = {}
+    """By task: how often each principal may kick it, beside what its `@guard` says."""
+    pipeline_rate_limits: dict[str, RateLimit] = {}
+    """By pipeline: how often each principal may kick its tasks. The steps that follow from a kick do not count."""
+    principal_rate_limit: RateLimit | None = None
+    """How often each principal may kick anything."""
+    rate_limits_on_workers: bool = False
+    """Count what runs on workers, too, retries and the steps of pipelines included, by the same limits as kicks."""
     rate_limit_failed_logins: RateLimit = "20/minute"
     """For each client address."""
     rate_limit_storage: SecretStr = SecretStr("memory://")
     """A storage URL of the `limits` package; ``redis://...`` shares the counters between processes."""
     unsafe_allow_uncounted: bool = False
-    """Let requests pass while the storage of the rate limits is away."""
+    """Let requests, kicks and tasks pass while the storage of the rate limits is away."""
 
     # HTTP edge
     require_https: bool = True
@@ -264,15 +302,18 @@ class TaskiqFlowConfig(BaseSettings):
 
     # What processes share
     shared_store: SecretStr = SecretStr(IN_MEMORY)
-    """Where runs and their events are kept; ``redis://...`` (extra ``redis``) shares them between processes."""
+    """Where it is kept what has run, what is changed at run time, and runs with their events; ``redis://...`` (extra
+    ``redis``) shares it between processes."""
+    policy_max_age: float = Field(default=300, gt=0)
+    """Seconds for which a process that cannot read the newest policy keeps to the last one; then it denies all."""
 
     def __init__(self, **values: Any) -> None:
         problem = None
-        _warn_of_unknown_variables(set(type(self).model_fields))
+        warn_of_unknown(set(type(self).model_fields))
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problem = _explain(error)
+            problem = explain(error)
         except SettingsError as error:
             problem = f"{error}: the variable must hold valid JSON, in which no name stands twice"
         if problem is not None:
@@ -289,7 +330,7 @@ class TaskiqFlowConfig(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Fields come first, then environment variables; nothing else is read."""
-        return init_settings, _Variables(settings_cls)
+        return init_settings, Variables(settings_cls)
 
     @field_validator("jwt_secret")
     @classmethod
@@ -305,24 +346,6 @@ class TaskiqFlowConfig(BaseSettings):
             if key.startswith("sha256:") and not HASHED_API_KEY.fullmatch(key):
                 raise ValueError('a hashed API key is "sha256:" and 64 lower-case hexadecimal digits')
         return keys
-
-    @field_validator("pipeline_acls")
-    @classmethod
-    def _check_pipeline_acls(cls, acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
-        for name in acls:
-            if name.startswith(TASK_PREFIX):
-                raise ValueError(f'"{name}" is a task; name it in task_acls, without "{TASK_PREFIX}"')
-            if name.startswith(ENDPOINT_PREFIX):
-                raise ValueError(f'"{name}" is an endpoint; only pipelines and tasks have ACLs')
-        return _check_acls(acls)
-
-    @field_validator("task_acls")
-    @classmethod
-    def _check_task_acls(cls, acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
-        for name in acls:
-            if name.startswith(TASK_PREFIX):
-                raise ValueError(f'name the task without "{TASK_PREFIX}": "{name.removeprefix(TASK_PREFIX)}"')
-        return _check_acls(acls)
 
     @field_validator("shared_store")
     @classmethod
@@ -346,49 +369,18 @@ class TaskiqFlowConfig(BaseSettings):
         return self
 
 
-class _Variables(EnvSettingsSource):
-    """Environment variables, in whose JSON no name may stand twice: the last one would win, unseen."""
-
-    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        """The value of a variable that holds JSON."""
-        return json.loads(value, object_pairs_hook=_once)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        raise ValueError("a name stands twice in one object")
-    return dict(pairs)
-
-
-def _warn_of_unknown_variables(fields: set[str]) -> None:
-    for variable in os.environ:
-        if variable.upper().startswith(_PREFIX) and variable[len(_PREFIX) :].lower() not in fields:
-            _logger.warning("%s is not a setting of taskiq_flow_security; check the spelling.", variable)
-
-
 def timestamp(moment: datetime | None) -> float | None:
     """Seconds since the epoch of a moment with a time zone."""
     return None if moment is None else moment.timestamp()
 
 
-def _check_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
-    for name, acl in acls.items():
-        if name in ("", ALL_PIPELINES):
-            raise ValueError(f'"{name}" is not a name; an ACL names one pipeline or task')
-        for roles in acl.values():
-            _check_role_names(roles)
-    return acls
-
-
-_PERMISSIONS = ", ".join(Permission)
 _HINTS = {
     "extra_forbidden": "is not a setting; check the spelling",
     "missing": "is required",
 }
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
     """One line for each problem: the field and the mend, never the value, which may be a secret."""
     lines = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):

@@ -83,6 +83,26 @@ class RateLimitExceededError(FlowSecurityError):
         return f"{self.args[1]} Try again in {self.retry_after:.0f} s."
 
 
+class PolicyConflictError(FlowSecurityError):
+    """The policy has been changed by somebody else; read it, and make the change again. Nothing was changed."""
+
+    def __init__(self, version: int, message: str = "The policy is another one by now.") -> None:
+        super().__init__(int(version), message)
+
+    @property
+    def version(self) -> int:
+        """The version that is in force."""
+        return int(self.args[0])
+
+    @property
+    def reason(self) -> str:
+        """The code of every such error."""
+        return "policy_conflict"  # `Reason.POLICY_CONFLICT`, which stands a floor above
+
+    def __str__(self) -> str:
+        return f"{self.args[1]} It is at version {self.version}."
+
+
 class BackendUnavailableError(FlowSecurityError):
     """A store that a decision needs cannot be reached; the request is denied."""
 

@@ -18,6 +18,9 @@ from taskiq_flow_security.credentials import (
     bearer_keys_from_jwks,
 )
 from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.live_policy import LivePolicy
+from taskiq_flow_security.live_policy.stores import MemoryPolicyStore
+from taskiq_flow_security.replay import MemoryReplays, ReplayStores
 from taskiq_flow_security.runs.events import RunEvents
 from taskiq_flow_security.runs.memory import MemoryRunEvents, MemoryRunStore
 from taskiq_flow_security.runs.records import RunStore
@@ -27,6 +30,11 @@ from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
 _logger = logging.getLogger(__name__)
 
 _MIN_API_KEY_LENGTH = 20
+
+_REMEMBERED = 1_000_000
+"""How many messages a process remembers at most, some hundred bytes each."""
+_REMEMBERED_BESIDE_REDIS = 100_000
+"""The same, where Redis remembers all."""
 
 
 def api_keys(config: TaskiqFlowConfig) -> ApiKeys:
@@ -116,19 +124,60 @@ def keyring(config: TaskiqFlowConfig, now: float) -> Keyring:
 
 
 def runs(config: TaskiqFlowConfig, keyring: Keyring, clock: Callable[[], float]) -> tuple[RunStore, RunEvents]:
-    """Where runs are kept, and what carries their events. Raises `ConfigurationError` if that cannot be used.
+    """Where runs are kept, and what carries their events. Raises `ConfigurationError` if that cannot be used."""
+    url = _shared_store(config)
+    if url is None:
+        return MemoryRunStore(), MemoryRunEvents()
+    from taskiq_flow_security.runs.redis import RedisRunEvents, RedisRunStore
+    from taskiq_flow_security.stores.redis import Names
 
-    Without security they stay in memory: there may be no keys, and nothing that comes from a store could be believed.
+    names = Names(config.principal_audience)
+    signatures = RunSignatures(keyring, config.principal_audience, config.clock_leeway)
+    return RedisRunStore(url, names, signatures, clock), RedisRunEvents(url, names, signatures, clock)
+
+
+def live_policy(config: TaskiqFlowConfig, keyring: Keyring, clock: Callable[[], float]) -> LivePolicy:
+    """What is in force. Raises `ConfigurationError` if it cannot be kept where the settings say."""
+    url = _shared_store(config)
+    if url is None:
+        return LivePolicy(config, keyring, MemoryPolicyStore(), clock)
+    from taskiq_flow_security.live_policy.redis import RedisPolicyStore
+    from taskiq_flow_security.stores.redis import Names
+
+    return LivePolicy(config, keyring, RedisPolicyStore(url, Names(config.principal_audience)), clock)
+
+
+def replays(config: TaskiqFlowConfig, clock: Callable[[], float]) -> ReplayStores | None:
+    """What remembers the messages that have run, unless any may run again.
+
+    Raises `ConfigurationError` if it cannot be used.
+    """
+    if config.unsafe_allow_replays or not config.security_enabled:
+        return None
+    # The clocks of two processes may differ by the leeway: that of the one that notes, and of the one that asks.
+    margin = 2 * config.clock_leeway
+    url = _shared_store(config)
+    if url is None:
+        return ReplayStores(MemoryReplays(clock, margin, at_most=_REMEMBERED))
+    from taskiq_flow_security.replay.redis import RedisReplays
+    from taskiq_flow_security.stores.redis import Names
+
+    own = MemoryReplays(clock, margin, at_most=_REMEMBERED_BESIDE_REDIS)
+    return ReplayStores(own, RedisReplays(url, Names(config.principal_audience), clock, margin))
+
+
+def _shared_store(config: TaskiqFlowConfig) -> str | None:
+    """The URL of the Redis that processes share, if they do. Raises `ConfigurationError` where the extra is missing.
+
+    Without security nothing is shared: there may be no keys, and nothing that comes from a store could be believed.
     """
     url = config.shared_store.get_secret_value()
     if url == IN_MEMORY or not config.security_enabled:
-        return MemoryRunStore(), MemoryRunEvents()
+        return None
     try:
-        from taskiq_flow_security.runs.redis import Names, RedisRunEvents, RedisRunStore
+        import redis.asyncio  # noqa: F401 (whether it is there)
     except ImportError as error:
         raise ConfigurationError(
             'shared_store: needs the package redis; install the extra: pip install "taskiq-flow-security[redis]"'
         ) from error
-    names = Names(config.principal_audience)
-    signatures = RunSignatures(keyring, config.principal_audience, config.clock_leeway)
-    return RedisRunStore(url, names, signatures, clock), RedisRunEvents(url, names, signatures, clock)
+    return url

@@ -19,17 +19,24 @@ from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision, Policy, decide
 from taskiq_flow_security.core.principal import SERVICE_PREFIX, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
-from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
+from taskiq_flow_security.credentials import ApiKey
+from taskiq_flow_security.errors import AuthenticationError, BackendUnavailableError, ConfigurationError
 from taskiq_flow_security.ids import new_id
+from taskiq_flow_security.live_policy import Administration
+from taskiq_flow_security.live_policy.in_force import InForce
 from taskiq_flow_security.rate_limits import RateLimits
 from taskiq_flow_security.results import ProtectedResults, ResultSeal
-from taskiq_flow_security.tokens.message_signature import MessageSigner
+from taskiq_flow_security.tokens.keyring import Use
+from taskiq_flow_security.tokens.message_signature import SCHEDULE_TYP, MessageSigner
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken, PrincipalTokens
 from taskiq_flow_security.tokens.result_signature import ResultSigner
 
 _logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
+
+_UNSAFE = ("unsafe_jwt_without_exp", "unsafe_pickle_messages", "unsafe_allow_replays", "unsafe_allow_unchecked")
+"""Settings that are logged here; those of the HTTP edge are logged there."""
 
 
 class FlowSecurity:
@@ -49,7 +56,6 @@ class FlowSecurity:
         self.config = config
         self.audit = audit or from_config.audit(config)
         self.clock = clock
-        self.policy = Policy.from_roles(config.pipeline_acls, config.task_acls)
         self.rate_limits: RateLimits | None = None
         if config.security_enabled and config.rate_limit_enabled:
             self.rate_limits = RateLimits(config.rate_limit_storage.get_secret_value())
@@ -63,7 +69,9 @@ class FlowSecurity:
             config.principal_audience,
             config.clock_leeway,
         )
+        self._signed_with: dict[Use, str] = {}
         self.messages = MessageSigner(keyring, config.clock_leeway)
+        self.schedules = MessageSigner(keyring, config.clock_leeway, SCHEDULE_TYP)
         self.results = ResultSeal(
             ResultSigner(keyring, config.principal_audience, config.clock_leeway),
             self.audit,
@@ -72,12 +80,15 @@ class FlowSecurity:
             monitoring=self.monitoring,
         )
         self.runs, self.run_events = from_config.runs(config, keyring, clock)
+        self.replays = from_config.replays(config, clock)
+        self.live = from_config.live_policy(config, keyring, clock)
+        self.administration = Administration(self.live, self.decide, self.audit, clock)
         if not self.enabled:
             _logger.warning("security_enabled is False: every task runs, whoever asks for it.")
             return
         if self.monitoring:
             _logger.warning('enforcement is "monitor": what should be refused is recorded and runs.')
-        for setting in ("unsafe_jwt_without_exp", "unsafe_pickle_messages"):
+        for setting in _UNSAFE:
             if getattr(config, setting):
                 _logger.warning("%s is set: see the settings for what that lets in.", setting)
 
@@ -91,17 +102,24 @@ class FlowSecurity:
         """Whether what should be refused is only recorded."""
         return self.config.enforcement == "monitor"
 
+    @property
+    def policy(self) -> Policy:
+        """The access control lists that are in force now."""
+        return self.live.in_force.policy
+
     async def authenticate(
         self, *, api_key: str | None = None, bearer: str | None = None, ip: str | None = None
     ) -> Principal:
         """The principal of an API key or a bearer token. `ip` is the client's address, for the audit log.
 
-        Raises `AuthenticationError` for anything else than exactly one credential that is valid now.
+        Raises `AuthenticationError` for anything else than exactly one credential that is valid now, and
+        `BackendUnavailableError` where the policy is stale (see the setting `policy_max_age`).
         """
+        await self.live.catch_up()
         txn = new_id()
         try:
             principal = self.identify(api_key=api_key, bearer=bearer, txn=txn)
-        except AuthenticationError as error:
+        except (AuthenticationError, BackendUnavailableError) as error:
             self.audit.record(
                 AuditEvent(
                     event=EventName.AUTHN_LOGIN_FAIL,
@@ -117,18 +135,29 @@ class FlowSecurity:
         return principal
 
     def identify(self, *, api_key: str | None = None, bearer: str | None = None, txn: str) -> Principal:
-        """As `authenticate`, but records nothing: that is left to the caller."""
+        """As `authenticate`, but records nothing: that is left to the caller.
+
+        Raises `BackendUnavailableError` where the policy is stale (see the setting `policy_max_age`).
+        """
         if api_key is not None and bearer is not None:
             raise AuthenticationError(
                 Reason.SEVERAL_CREDENTIALS,
                 "Give one credential: an API key or a bearer token.",
             )
+        if self.live.stale and not self.live.caught_up():
+            raise BackendUnavailableError("Nobody can tell now what has been revoked; try again later.")
         now = self.clock()
         if api_key is not None:
-            return self.api_keys.authenticate(api_key, now).principal(txn)
-        if bearer is not None:
-            return self._bearer_tokens.authenticate(bearer, txn, now)
-        raise AuthenticationError(Reason.NO_CREDENTIALS, "Give an API key or a bearer token.")
+            principal = self.api_keys.authenticate(api_key, now).principal(txn)
+        elif bearer is not None:
+            principal = self._bearer_tokens.authenticate(bearer, txn, now)
+        else:
+            raise AuthenticationError(Reason.NO_CREDENTIALS, "Give an API key or a bearer token.")
+        in_force = self.live.in_force
+        if in_force.revocations is not None and in_force.revocations.of_principal(principal, now) is not None:
+            reason = Reason.REVOKED if api_key is None else Reason.API_KEY_REVOKED
+            raise AuthenticationError(reason, "The credential has been revoked; ask for a new one.")
+        return principal if not in_force.roles else _with_roles_in_force(principal, in_force)
 
     def record_login(self, principal: Principal, ip: str | None = None) -> None:
         """Record that somebody has proved to be this principal."""
@@ -155,7 +184,8 @@ class FlowSecurity:
         service = self.config.services.get(name)
         if service is None:
             raise ConfigurationError(f"services: there is no service {name!r}; name it there, with its roles.")
-        return Principal(f"{SERVICE_PREFIX}{name}", service.roles, service.permissions, service.pipelines)
+        principal = Principal(f"{SERVICE_PREFIX}{name}", service.roles, service.permissions, service.pipelines)
+        return _with_roles_in_force(principal, self.live.in_force)
 
     @contextmanager
     def acting_as(self, principal: Principal, *, pipeline: str | None = None) -> Iterator[Principal]:
@@ -183,7 +213,9 @@ class FlowSecurity:
         """
         if not self.enabled:
             return {}
-        return {PRINCIPAL_LABEL: self._issue(principal, self._txn(principal), self.clock()).text}
+        now = self.clock()
+        self._require_login(principal, now)
+        return {PRINCIPAL_LABEL: self._issue(principal, self._txn(principal), now).text}
 
     def protect_results(self, backend: AsyncResultBackend[R]) -> ProtectedResults[R]:
         """Sign what this result backend stores, and believe nothing that it returns unsigned.
@@ -214,49 +246,55 @@ class FlowSecurity:
             return Decision(False, Reason.INVALID_REQUEST, f"{type(error).__name__} while deciding")
 
     def decide(self, principal: Principal, request: AccessRequest) -> Decision:
-        """Answer a request by this process's own configuration as it is now."""
+        """Answer a request by what is in force in this process now."""
         if not self.enabled:
             return Decision(True, Reason.SECURITY_DISABLED, "security_enabled")
+        if self.live.stale and not self.live.caught_up():
+            return Decision(False, Reason.POLICY_STALE, "policy_max_age")
+        in_force, key = self.live.in_force, None
+        if in_force.revocations is not None:
+            rule = in_force.revocations.of_principal(principal, self.clock())
+            if rule is not None:
+                return Decision(False, Reason.REVOKED, rule)
         if principal.api_key_id is not None and self._lists_api_keys:
-            decision = self._decide_by_key(principal, principal.api_key_id, request)
-            if decision is not None:
-                return decision
-        return decide(self.policy, principal, request)
+            key = self.api_keys.find(principal.api_key_id)
+            if key is None or key.expires_at is not None:
+                ended = _ended(key, self.clock())
+                if ended is not None:
+                    return ended
+        decision = decide(in_force.policy, principal, request)
+        if decision.allowed and (key is not None or in_force.roles):
+            current = _with_roles_in_force(principal if key is None else key.principal(), in_force)
+            if not current.same_rights(principal):
+                # They have changed since the principal was issued: neither set may exceed the other.
+                also = decide(in_force.policy, current, request)
+                return decision if also.allowed else also
+        return decision
 
     def login_ended(self, principal: Principal) -> Reason | None:
         """Why the login that a principal comes from is over, if it is."""
         now = self.clock()
         if principal.expires_at is not None and now >= principal.expires_at:
             return Reason.EXPIRED
+        revocations = self.live.in_force.revocations
+        if revocations is not None and revocations.of_principal(principal, now) is not None:
+            return Reason.REVOKED
         if principal.api_key_id is None or not self._lists_api_keys:
             return None
-        key = self.api_keys.find(principal.api_key_id)
-        if key is None:
-            return Reason.API_KEY_REMOVED
-        return Reason.API_KEY_EXPIRED if key.expired(now) else None
+        ended = _ended(self.api_keys.find(principal.api_key_id), now)
+        return None if ended is None else ended.reason
 
-    def _decide_by_key(self, principal: Principal, key_id: str, request: AccessRequest) -> Decision | None:
-        """What this process's own configuration of an API key has against it, if anything."""
-        key = self.api_keys.find(key_id)
-        if key is None:
-            return Decision(False, Reason.API_KEY_REMOVED, "api_keys")
-        if key.expired(self.clock()):
-            return Decision(False, Reason.API_KEY_EXPIRED, "api_keys.expires_at")
-        rights = (key.roles, key.permissions, key.pipelines)
-        if rights == (principal.roles, principal.permissions, principal.pipelines):
-            return None
-        # The key's rights have changed since the principal was issued: neither set may exceed the other.
-        decision = decide(self.policy, key.principal(), request)
-        return None if decision.allowed else decision
+    def verify_principal(self, text: object, now: float) -> PrincipalToken:
+        """The principal of a token that is accepted now. Raises `AuthenticationError` for any other."""
+        token = self.principals.verify(text, now)
+        if self.revoked(token.jti, token.issued_at) is not None:
+            raise AuthenticationError(Reason.REVOKED, "The principal has been revoked; authenticate again.")
+        return token
 
-    async def count_use(self, principal: Principal, request: AccessRequest) -> None:
-        """Count an allowed request against its guard's rate limit.
-
-        Raises `RateLimitExceededError`, or `BackendUnavailableError` where it cannot be counted.
-        """
-        limit = None if request.guard is None else request.guard.rate_limit
-        if limit is not None and self.rate_limits is not None:
-            await self.rate_limits.hit(limit, "task", str(request.task), principal.subject)
+    def revoked(self, jti: str, issued_at: float) -> str | None:
+        """The rule by which a token is revoked that was issued here or elsewhere, if it is."""
+        revocations = self.live.in_force.revocations
+        return None if revocations is None else revocations.of_token(jti, issued_at, self.clock())
 
     def token_for(self, actor: Acting, now: float, until: float) -> PrincipalToken:
         """The actor's principal as signed; where this process issues it, valid `until` then.
@@ -264,19 +302,44 @@ class FlowSecurity:
         A principal that came with a message is passed on as it is. Raises `AuthenticationError` where that one is no
         longer valid, where the login has ended, or where this process has no key to issue with.
         """
-        ends = actor.principal.expires_at
-        if ends is not None and now - self.config.clock_leeway >= ends:
-            raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
+        self._require_login(actor.principal, now)
         if actor.token is not None and actor.received:
-            return self.principals.verify(actor.token.text, now)
-        if actor.token is None or actor.token.expires_at < until:
+            return self.verify_principal(actor.token.text, now)
+        if (
+            actor.token is None
+            or actor.token.expires_at < until
+            or self.revoked(actor.token.jti, actor.token.issued_at)
+            or self.principals.by_revoked_key(actor.token)
+        ):
             actor.token = self._issue(actor.principal, actor.txn, now)
         return actor.token
 
-    def _issue(self, principal: Principal, txn: str, now: float) -> PrincipalToken:
+    def _require_login(self, principal: Principal, now: float) -> None:
         if principal.expires_at is not None and now - self.config.clock_leeway >= principal.expires_at:
             raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
-        return self.principals.issue(principal, txn, now, now + self.config.principal_ttl)
+
+    def _issue(self, principal: Principal, txn: str, now: float) -> PrincipalToken:
+        token = self.principals.issue(principal, txn, now, now + self.config.principal_ttl)
+        self.signed_with(Use.ISSUE, token.kid)
+        return token
+
+    def signed_with(self, use: Use, kid: str) -> None:
+        """Note which key has signed, and record it where that is another one than before."""
+        before = self._signed_with.get(use)
+        if before == kid:
+            return
+        self._signed_with[use] = kid
+        if before is not None:
+            self.audit.record(
+                AuditEvent(
+                    event=EventName.KEY_ROTATED,
+                    time=self.clock(),
+                    outcome=Outcome.ALLOW,
+                    rule=use,
+                    key_id=kid,
+                    change=f"{before} -> {kid}",
+                )
+            )
 
     def actor(self) -> Acting | None:
         """Who acts here in the eyes of this object, if anybody."""
@@ -288,3 +351,18 @@ class FlowSecurity:
             return principal.txn
         actor = self.actor()
         return actor.txn if actor is not None else new_id()
+
+
+def _ended(key: ApiKey | None, now: float) -> Decision | None:
+    """Why nobody acts with an API key any more, if so: the configuration does not name it, or its time is over."""
+    if key is None:
+        return Decision(False, Reason.API_KEY_REMOVED, "api_keys")
+    if key.expired(now):
+        return Decision(False, Reason.API_KEY_EXPIRED, "api_keys.expires_at")
+    return None
+
+
+def _with_roles_in_force(principal: Principal, in_force: InForce) -> Principal:
+    """A principal with the roles that its subject has been given at run time, if it has."""
+    roles = in_force.roles.get(principal.subject)
+    return principal if roles is None else principal.with_roles(roles)

@@ -13,7 +13,7 @@ FIELDS = AuditEvent._fields
 MAX_FIELD_LENGTH = 200
 """Names and ids in an event can come from a forged message; they are cut off here and control characters escaped."""
 
-_FROM_OUTSIDE = ("reason", "rule", "sub", "act", "pipeline", "task", "task_id", "txn", "jti", "ip")
+_FROM_OUTSIDE = ("reason", "rule", "sub", "act", "pipeline", "task", "task_id", "txn", "jti", "ip", "change")
 
 
 def fields_of(event: AuditEvent) -> dict[str, Any]:

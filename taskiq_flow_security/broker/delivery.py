@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.exceptions import NoResultError
 from taskiq.serialization import _UnpickleableExceptionWrapper
 
+from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.errors import FlowSecurityError
 from taskiq_flow_security.tokens.message_signature import MessageSignature
@@ -52,6 +54,10 @@ class Delivery:
     """Why it could not be verified, if so."""
     principal: Principal | None = None
     """Whose message it is, as its sender has left it, once that is verified."""
+    request: AccessRequest | None = None
+    """What is asked with it, once that is known."""
+    decision: Decision | None = None
+    """What the policy says to that."""
     admitted: Principal | None = None
     """In whose name it may run, once that is decided."""
     refusal: RefusalSignal | None = None
@@ -59,6 +65,10 @@ class Delivery:
     """Whether its function has run, so that what is kicked now is kicked by middlewares."""
     denied_kicks: dict[str, str | None] = field(default_factory=dict)
     """The tasks that middlewares are kicking and may not, by id: why, where the worker that gets them can be told."""
+    ended: asyncio.Event | None = None
+    """Set when the worker that listened for it listens no longer."""
+    kept: bool = False
+    """Whether its broker keeps it until it is acked."""
     keep_result: bool = False
     """Whether a result is there already, which a refusal must not replace."""
 

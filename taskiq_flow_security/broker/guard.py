@@ -41,6 +41,7 @@ def guard(
     roles: Iterable[str] = (),
     predicate: Predicate | None = None,
     rate_limit: str | None = None,
+    at_most_once: bool = False,
 ) -> Callable[[F], F]:
     """Ask more of a task's caller than the policy does; every part that is given must hold.
 
@@ -54,6 +55,8 @@ def guard(
     without explicit permissions needs it from the ACLs. Of `roles`, it needs one. `predicate` is called with the
     principal and the arguments by name, and must return ``True``.
     `rate_limit`, such as ``"10/minute"``, holds for each principal at the kick.
+    With `at_most_once`, a message runs no second time even where a worker was killed in the middle of it: whoever waits
+    gets an error then. That needs a shared store.
 
     A guarded function runs only when a worker with `SecurityMiddleware` has admitted the message; without the
     middleware, or called directly, it raises `AccessDeniedError`. Raises `ConfigurationError` if it cannot be guarded.
@@ -74,6 +77,7 @@ def guard(
         frozenset(roles),
         predicate,
         rate_limit,
+        at_most_once,
     )
 
     def decorate(function: F) -> F:

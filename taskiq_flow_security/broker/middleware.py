@@ -13,12 +13,14 @@ from taskiq.result import TaskiqResult
 
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
+from taskiq_flow_security.broker import arrivals, refusal, run_events
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker import refusal, run_events
+from taskiq_flow_security.broker.decider import Decider
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.formatter import SigningFormatter
 from taskiq_flow_security.broker.refusal import DependencyOverrides
+from taskiq_flow_security.broker.replays import Replays
 from taskiq_flow_security.broker.sender import Sender
 from taskiq_flow_security.broker.verifier import Verifier
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
@@ -38,9 +40,11 @@ class SecurityMiddleware(TaskiqMiddleware):
     middlewares: it works through the broker's formatter, which it wraps (and wraps again if another one is set).
     """
 
-    def __init__(self, security: FlowSecurity) -> None:
+    def __init__(self, security: FlowSecurity, *, broadcast: bool = False) -> None:
+        """`broadcast` says that each message goes to every worker: each remembers for itself then what it has run."""
         super().__init__()
         self.security = security
+        self._broadcast = broadcast
         self._formatter: SigningFormatter | None = None
 
     def set_broker(self, broker: AsyncBroker) -> None:
@@ -51,16 +55,21 @@ class SecurityMiddleware(TaskiqMiddleware):
             raise ConfigurationError("Each broker needs a SecurityMiddleware of its own; make another.")
         super().set_broker(broker)
         fidelity = Fidelity(broker)
-        self._sender = Sender(self.security, broker, fidelity)
+        self.sender = Sender(self.security, broker, fidelity)
         self._verifier = Verifier(self.security, broker, fidelity)
+        self._decider = Decider(self.security, broker, self._verifier)
+        self._replays = Replays(self.security, broadcast=self._broadcast)
         self._install()
         self._check_format()
 
-    def startup(self) -> None:
+    async def startup(self) -> None:
         """Make sure that everything is in place before the first message."""
         self._install()
         self._check_format()
         if self.security.enabled:
+            await self.security.live.catch_up()
+            if self.broker.is_worker_process:
+                self._replays.check_tasks(self.broker)
             check_results(self.broker.result_backend, is_worker=self.broker.is_worker_process)
         self.security.audit.record(
             AuditEvent(
@@ -76,23 +85,29 @@ class SecurityMiddleware(TaskiqMiddleware):
         """Leave nothing unwritten and nothing unsent."""
         self.security.audit.flush()
         await run_events.flush(self.security)
+        await self._replays.close()
 
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide in the caller. Raises a `FlowSecurityError` if it may not kick this."""
         self._install()
         if self.security.enabled:
             self._check_format()
-            await self._sender.authorize(message)
+            if self.security.live.stale:
+                await self.security.live.catch_up()
+            await self.sender.authorize(message)
         return message
 
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide on the worker; a message that may not run is refused by the time that its function would be called."""
         self._install()
         if self.security.enabled:
-            delivery = self._verifier.admit(message)
+            await self._replays.check(message)
+            if self.security.live.stale:
+                await self.security.live.catch_up()
+            delivery = await self._decider.admit(message)
             run_events.decided(self.security, message, delivery)
             if delivery.admitted is None:
-                await self._verifier.refuse(message, delivery)
+                await self._decider.refuse(message, delivery)
         else:
             deliveries.current.set(Delivery(self.broker, message.task_id, message.task_name, admitted=ANONYMOUS))
             acting.become(Acting(ANONYMOUS, new_id(), self.security))
@@ -113,6 +128,8 @@ class SecurityMiddleware(TaskiqMiddleware):
             if not result.is_err:
                 run_events.completed(self.security, message, delivery)
             await refusal.settle(delivery, result)
+            if not delivery.kept:  # nor acked, so that this is the end of it
+                await self._replays.complete(delivery)
 
     def _install(self) -> None:
         """Put in place what is not, or no longer."""
@@ -120,13 +137,15 @@ class SecurityMiddleware(TaskiqMiddleware):
         if not getattr(broker.kick, "isolated", False):
             # Instance attributes come first: this is the broker's own kick, for this broker.
             broker.kick = _isolated(broker.kick)  # type: ignore[assignment]
+        if not getattr(broker.listen, "observed", False):
+            broker.listen = arrivals.observed(broker.listen, self._replays.complete)  # type: ignore[method-assign]  # as its kick
         if not isinstance(broker.dependency_overrides, DependencyOverrides):
             broker.dependency_overrides = DependencyOverrides(broker.dependency_overrides)  # type: ignore[assignment]  # all that is done with it is what a mapping can do
         if broker.formatter is self._formatter:
             return
         if self._formatter is not None:
             self._formatter.retire()
-        self._formatter = SigningFormatter(broker.formatter, self._sender, self._verifier)
+        self._formatter = SigningFormatter(broker.formatter, self.sender, self._verifier)
         broker.formatter = self._formatter
 
     def _check_format(self) -> None:

@@ -16,8 +16,8 @@ from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.runs.events import RunEvent, RunEventKind
-from taskiq_flow_security.runs.losses import Losses
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.stores.losses import Losses
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
 _losses = Losses(logging.getLogger(__name__), "run events could not be told")
@@ -48,7 +48,7 @@ def decided(security: FlowSecurity, message: TaskiqMessage, delivery: Delivery) 
     """Tell that a task starts or is refused."""
     if delivery.admitted is not None:
         _tell_of(security, RunEventKind.STARTED, message, delivery)
-    else:
+    elif not delivery.keep_result:  # of a copy of what was told already, there is nothing to tell
         reason = getattr(delivery.error, "reason", Reason.INTERNAL_ERROR)
         _tell_of(security, RunEventKind.REFUSED, message, delivery, reason)
 

@@ -20,8 +20,9 @@ from taskiq_flow_security.broker.access_requests import (
 )
 from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.fidelity import Fidelity
+from taskiq_flow_security.broker.kick_limits import KickLimits
 from taskiq_flow_security.broker.task_events import record_allowed, record_denied
-from taskiq_flow_security.broker.wire import DELAY_LABEL, PIPELINE_LABEL, QUEUE_TTL_LABEL
+from taskiq_flow_security.broker.wire import DELAY_LABEL, PIPELINE_LABEL, QUEUE_TTL_LABEL, SCHEDULE_LABEL
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision
@@ -29,12 +30,14 @@ from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
     AccessDeniedError,
     AuthenticationError,
+    BackendUnavailableError,
     ConfigurationError,
     FlowSecurityError,
     UnsignableMessageError,
 )
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL, Delegation
+from taskiq_flow_security.tokens.keyring import Use
+from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL, Delegation, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
 _logger = logging.getLogger(__name__)
@@ -57,20 +60,21 @@ class Sender:
         self._security = security
         self._broker = broker
         self._fidelity = fidelity
+        self._limits = KickLimits(security)
 
     async def authorize(self, message: TaskiqMessage) -> None:
         """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
         kick = Kick(message)
         try:
-            await self._decide(kick)
+            await self.decide(kick)
         except Exception as error:  # noqa: BLE001 (whatever it is, the kick is denied)
             denial = error if isinstance(error, FlowSecurityError) else _internal_error(error)
         else:
             return
-        self._record_denied(kick, denial)
+        self.record_denied(kick, denial)
         if self._security.monitoring:
             return
-        if not self._kicked_by_hook(message):
+        if not self.kicked_by_hook(message):
             raise denial
         # An exception would keep the receiver from acking (`on_error`) or only be logged (`post_save`), and somebody
         # would wait for ever. So the message is sent for the worker that gets it to refuse.
@@ -81,13 +85,14 @@ class Sender:
             if not deliveries.refusing():
                 await refusal.answer(self._broker, message.task_id, denial)
 
-    async def _decide(self, kick: Kick) -> None:
+    async def decide(self, kick: Kick) -> None:
+        """Decide about a kick, or raise a `FlowSecurityError`. Nothing is recorded."""
         security, message = self._security, kick.message
         task = self._broker.find_task(message.task_name)
         _check_shared_labels(task)
         if not message.task_id.isprintable():
             raise UnsignableMessageError("The task's id must be printable text; let TaskIQ make it.")
-        actor = kick.actor = self._actor_of(message.labels.get(PRINCIPAL_LABEL))
+        actor = kick.actor = self._actor_of(message.labels.get(PRINCIPAL_LABEL), message)
         _name_pipeline(message, actor, registered_pipeline(task))
         kick.request = request = access_request(message, task)
         kick.decision = decision = security.decide(actor.principal, request)
@@ -99,8 +104,16 @@ class Sender:
             )
         now = security.clock()
         security.token_for(actor, now, _expiry(message, now, security.config))  # while it can be said in the caller
-        if request.guard is not None and not self._retries(message):
-            await security.count_use(actor.principal, request)
+        if self._limits.apply_to(request) and not self._retries(message):
+            await self._count(kick, actor, request)
+
+    async def _count(self, kick: Kick, actor: Acting, request: AccessRequest) -> None:
+        try:
+            await self._limits.count(actor.principal, request, by_hook=self.kicked_by_hook(kick.message))
+        except BackendUnavailableError as error:
+            if not self._security.config.unsafe_allow_uncounted:
+                raise
+            self.record_denied(kick, error, shadow=True)
 
     def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> BrokerMessage | None:
         """The signed message to send for this one, which keeps no credential.
@@ -123,8 +136,8 @@ class Sender:
         now = security.clock()
         data = wire.to_wire(message)
         expires_at = _expiry(message, now, security.config)
-        actor = self._actor_of(given)
-        if actor.token is not None and self._kicked_by_hook(message):
+        actor = self._actor_of(given, message)
+        if actor.token is not None and self.kicked_by_hook(message):
             token = actor.token
         else:
             token = security.token_for(actor, now, expires_at)
@@ -134,14 +147,20 @@ class Sender:
             data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
         payload = wire.signed_payload(data)
         text, signature = security.messages.sign(
-            payload, now, expires_at, self._delegation(actor, token, message), deliveries.denied_kick(message.task_id)
+            payload,
+            now,
+            expires_at,
+            self.delegation(actor, token, message),
+            deliveries.denied_kick(message.task_id),
+            fires=actor.schedule is not None,
         )
+        security.signed_with(Use.SEND, signature.kid)
         labels = data["labels"]
         labels[SIGNATURE_LABEL] = text
         if signature.denied is None and security.audit.records(Outcome.ALLOW):
             record_allowed(
                 security,
-                EventName.TASK_DELEGATED if signature.delegation.actors != actor.actors else EventName.TASK_ENQUEUED,
+                _event(actor, signature),
                 message,
                 actor.principal,
                 txn=token.txn,
@@ -159,7 +178,7 @@ class Sender:
             labels=labels,
         )
 
-    def _delegation(self, actor: Acting, token: PrincipalToken, message: TaskiqMessage) -> Delegation:
+    def delegation(self, actor: Acting, token: PrincipalToken, message: TaskiqMessage) -> Delegation:
         """On what terms the actor passes the principal on that the token proves."""
         actors, scope = self._actors(actor, message), actor.principal.scope
         if scope is token.principal.scope or scope == token.principal.scope:
@@ -169,11 +188,16 @@ class Sender:
     def _actors(self, actor: Acting, message: TaskiqMessage) -> tuple[str, ...]:
         """The tasks that have passed the principal on: the running one too, if it is its function that kicks."""
         delivery = deliveries.current.get()
-        if delivery is None or delivery.admitted is None or self._kicked_by_hook(message):
+        if delivery is None or delivery.admitted is None:
             return actor.actors
+        scheduled = actor.token is not None and actor.token.schedule is not None and not actor.actors
+        if self.kicked_by_hook(message) and not scheduled:
+            return actor.actors
+        # A principal that was issued for a schedule has to be passed on by its task, and be it to its own retry.
         return (*actor.actors, delivery.task_name)
 
-    def _record_denied(self, kick: Kick, error: FlowSecurityError) -> None:
+    def record_denied(self, kick: Kick, error: FlowSecurityError, *, shadow: bool = False) -> None:
+        """Record that a kick was denied or, if it is only a `shadow`, should have been."""
         actor = kick.actor
         record_denied(
             self._security,
@@ -183,9 +207,10 @@ class Sender:
             txn=None if actor is None else actor.txn,
             request=kick.request,
             decision=kick.decision,
+            shadow=shadow,
         )
 
-    def _kicked_by_hook(self, message: TaskiqMessage) -> bool:
+    def kicked_by_hook(self, message: TaskiqMessage) -> bool:
         """Whether a middleware kicks this after a task has run or was refused: a retry, a next step, an alarm."""
         delivery = deliveries.current.get()
         return delivery is not None and (delivery.executed or delivery.refusal is not None or self._retries(message))
@@ -200,12 +225,19 @@ class Sender:
             return False
         return (delivery.task_id, delivery.task_name) == (message.task_id, message.task_name)
 
-    def _actor_of(self, given: object) -> Acting:
+    def _actor_of(self, given: object, message: TaskiqMessage) -> Acting:
         """Who kicks: the principal that the message was given explicitly, else the one that acts here."""
-        if given is not None:
-            token = self._security.principals.verify(given, self._security.clock())
-            return Acting(token.principal, token.txn, self._security, token=token, received=True)
         actor = self._security.actor()
+        if actor is not None and actor.schedule is not None and message.labels.get(SCHEDULE_LABEL) == actor.schedule:
+            return actor  # whose grant has been verified; the labels are those that were stored with it
+        if given is not None:
+            token = self._security.verify_principal(given, self._security.clock())
+            if token.schedule is not None or SCHEDULE_LABEL in message.labels:
+                raise AuthenticationError(
+                    Reason.UNSIGNED,
+                    "A principal that lies in a store proves nothing; wrap the schedule source in ProtectedSchedules.",
+                )
+            return Acting(token.principal, token.txn, self._security, token=token, received=True)
         if actor is None:
             raise AuthenticationError(
                 Reason.NO_PRINCIPAL,
@@ -213,6 +245,13 @@ class Sender:
                 "of security.labels_for(principal).",
             )
         return actor
+
+
+def _event(actor: Acting, signature: MessageSignature) -> EventName:
+    """What it is that is sent."""
+    if actor.schedule is not None:
+        return EventName.SCHEDULE_FIRED
+    return EventName.TASK_DELEGATED if signature.delegation.actors != actor.actors else EventName.TASK_ENQUEUED
 
 
 def _internal_error(error: Exception) -> FlowSecurityError:

@@ -6,6 +6,7 @@ import logging
 
 from taskiq.message import TaskiqMessage
 
+from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.principal import Permission, Principal
@@ -56,23 +57,68 @@ def record_allowed(
     )
 
 
+def record_arrival_allowed(security: FlowSecurity, message: TaskiqMessage, delivery: Delivery) -> None:
+    """As `record_allowed`, for a message that has arrived and was decided about."""
+    if not security.audit.records(Outcome.ALLOW):
+        return
+    assert delivery.principal is not None  # or it could not be allowed
+    assert delivery.token is not None
+    assert delivery.signature is not None
+    record_allowed(
+        security,
+        EventName.TASK_AUTHZ_ALLOW,
+        message,
+        delivery.principal,
+        txn=delivery.token.txn,
+        signature=delivery.signature,
+        pipeline=None if delivery.request is None else delivery.request.pipeline,
+        decision=delivery.decision,
+    )
+
+
+def record_arrival_denied(
+    security: FlowSecurity,
+    message: TaskiqMessage,
+    delivery: Delivery,
+    error: FlowSecurityError,
+    *,
+    shadow: bool = False,
+) -> None:
+    """As `record_denied`, for a message that has arrived."""
+    record_denied(
+        security,
+        message,
+        error,
+        principal=delivery.principal,
+        txn=None if delivery.token is None else delivery.token.txn,
+        signature=delivery.signature,
+        request=delivery.request,
+        decision=delivery.decision,
+        shadow=shadow,
+    )
+
+
 def record_denied(
     security: FlowSecurity,
     message: TaskiqMessage,
     error: FlowSecurityError,
     *,
+    shadow: bool = False,
     principal: Principal | None = None,
     txn: str | None = None,
     signature: MessageSignature | None = None,
     request: AccessRequest | None = None,
     decision: Decision | None = None,
 ) -> None:
-    """Record that a message was refused or, where refusals are only monitored, would have been."""
+    """Record that a message was refused or, where refusals are only monitored, would have been.
+
+    With `shadow` it is let through, whatever happens to others.
+    """
     try:
         _record(
             security,
             AuditEvent(
-                event=EventName.TASK_AUTHZ_SHADOW_DENY if security.monitoring else _denial(error),
+                event=EventName.TASK_AUTHZ_SHADOW_DENY if shadow or security.monitoring else _denial(error),
                 time=security.clock(),
                 outcome=Outcome.DENY,
                 reason=getattr(error, "reason", Reason.INTERNAL_ERROR),
@@ -112,6 +158,8 @@ def _actors(signature: MessageSignature) -> str | None:
 def _denial(error: FlowSecurityError) -> EventName:
     if isinstance(error, RateLimitExceededError):
         return EventName.EXCESS_RATE_LIMIT_EXCEEDED
+    if getattr(error, "reason", None) == Reason.REPLAYED:
+        return EventName.TASK_REPLAY
     if not isinstance(error, AuthenticationError) or error.reason == Reason.NO_PRINCIPAL:
         return EventName.TASK_AUTHZ_DENY
     if error.reason == Reason.EXPIRED:

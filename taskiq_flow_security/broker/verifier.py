@@ -1,4 +1,4 @@
-"""The receiving side: verifies on arrival, decides before anything runs."""
+"""The receiving side, on arrival: verifies, and empties what cannot be verified."""
 
 from __future__ import annotations
 
@@ -7,25 +7,15 @@ import re
 
 from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.formatter import TaskiqFormatter
-from taskiq.acks import parse_acknowledge_type
 from taskiq.message import TaskiqMessage
 
-from taskiq_flow_security import acting
-from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker import refusal, signed_json, wire
-from taskiq_flow_security.broker.access_requests import (
-    access_denied,
-    access_request,
-    registered_pipeline,
-)
+from taskiq_flow_security.broker.arrivals import Arrival
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.fidelity import Fidelity
-from taskiq_flow_security.broker.task_events import record_allowed, record_denied
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL
-from taskiq_flow_security.core.events import EventName, Outcome
-from taskiq_flow_security.core.policy import AccessRequest, Decision
-from taskiq_flow_security.core.principal import ANONYMOUS
+from taskiq_flow_security.broker.task_events import record_arrival_denied
+from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
     AccessDeniedError,
@@ -35,7 +25,7 @@ from taskiq_flow_security.errors import (
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.security import FlowSecurity
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
-from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
+from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +42,7 @@ _STALE = frozenset({Reason.EXPIRED, Reason.NOT_YET_VALID})
 
 
 class Verifier:
-    """Verifies the messages that one broker receives, and decides about them."""
+    """Verifies the messages that one broker receives."""
 
     def __init__(self, security: FlowSecurity, broker: AsyncBroker, fidelity: Fidelity) -> None:
         self._security = security
@@ -69,7 +59,7 @@ class Verifier:
         Where security is off, it only takes the credentials off that processes with security have put on.
         """
         if not self._security.enabled:
-            message = inner.loads(data)
+            message = inner.loads(bytes(data))
             wire.take_credentials(message)
             return message
         now = self._security.clock()
@@ -78,6 +68,8 @@ class Verifier:
             arrived, signature = self._open_signed_json(data, now) or (self._load(data, inner), None)
         message = arrived or TaskiqMessage(task_id=new_id(), task_name=_UNKNOWN_TASK, labels={}, args=[], kwargs={})
         delivery = self._deliver(message, signature)
+        if isinstance(data, Arrival):
+            data.becomes(delivery)
         try:
             if arrived is None:
                 raise AuthenticationError(Reason.UNREADABLE, "The message cannot be read.")
@@ -86,40 +78,15 @@ class Verifier:
             self._reject(message, delivery, error)
         except Exception:
             _logger.exception("A message cannot be verified because of an unexpected error.")
-            self._reject(message, delivery, _internal_error())
+            self._reject(message, delivery, internal_error())
         return message
 
-    def admit(self, message: TaskiqMessage) -> Delivery:
-        """Decide by this process's own policy whether the message may run, and act as its principal if so.
-
-        Where the delivery that is returned was not admitted, `refuse` has to follow.
-        """
-        delivery = deliveries.current.get()
-        arrived = None if delivery is None or delivery.decided else (delivery.task_id, delivery.task_name)
-        if delivery is None or arrived != (message.task_id, message.task_name):
-            delivery = self._deliver(message)
-            wire.take_credentials(message)
-            self._reject(message, delivery, _not_verified())
-        if delivery.token is not None and delivery.signature is not None and delivery.error is None:
-            try:
-                delivery.error = self._decide(message, delivery)
-            except Exception:
-                _logger.exception("A message cannot be decided about because of an unexpected error.")
-                delivery.error = _internal_error()
-                self._record_denied(message, delivery, delivery.error)
-        if delivery.error is None or self._security.monitoring:
-            self._let_run(message, delivery)
+    def reject_unverified(self, message: TaskiqMessage) -> Delivery:
+        """Treat a message that has not come through `open` as what it is: one that nobody has verified."""
+        delivery = self._deliver(message)
+        wire.take_credentials(message)
+        self._reject(message, delivery, _not_verified())
         return delivery
-
-    async def refuse(self, message: TaskiqMessage, delivery: Delivery) -> None:
-        """Make the receiver refuse a message that was not admitted."""
-        acting.become(None)
-        if not delivery.keep_result:
-            delivery.keep_result = await refusal.result_exists(self._broker, message.task_id)
-        if delivery.keep_result:
-            # A copy of a message that was answered before: its labels must not lead anybody to other results.
-            refusal.empty(message)
-        refusal.refuse(message, delivery, delivery.error or _internal_error())
 
     def _open_signed_json(self, data: bytes, now: float) -> tuple[TaskiqMessage, MessageSignature] | None:
         """A message that travels as it was signed, once its signature is verified. ``None`` for any other."""
@@ -135,7 +102,7 @@ class Verifier:
     def _load(self, data: bytes, inner: TaskiqFormatter) -> TaskiqMessage | None:
         """A message as the broker's own formatter reads it, if it can."""
         try:
-            return inner.loads(data)
+            return inner.loads(bytes(data))  # no `Arrival`, which not every parser takes
         except Exception:  # noqa: BLE001 (whatever hostile bytes do to a parser)
             return None
 
@@ -159,70 +126,16 @@ class Verifier:
             delivery.token = security.principals.read(principal, now)
             delivery.principal = delivery.token.principal.within(delivery.signature.delegation.scope)
             wire.check_labels(message)
+            _check_schedule(message, delivery.token, delivery.signature)
         finally:
             message.labels.pop(PRINCIPAL_LABEL, None)
         # Only now, so that it is known whose message comes too late.
         security.messages.check_times(delivery.signature, now)
         security.principals.check_times(delivery.token, now)
 
-    def _decide(self, message: TaskiqMessage, delivery: Delivery) -> FlowSecurityError | None:
-        """Why the message may not run, recorded; or ``None``, recorded too."""
-        security, token, signature, principal = (
-            self._security,
-            delivery.token,
-            delivery.signature,
-            delivery.principal,
-        )
-        assert token is not None  # it was verified
-        assert signature is not None
-        assert principal is not None
-        request = decision = None
-        try:
-            _check_sender(signature)
-            _check_ack_type(message)
-            request = access_request(message, delivery.task)
-            decision = security.decide(principal, request)
-            if not decision.allowed:
-                raise access_denied(principal, request, decision)
-        except AccessDeniedError as error:
-            self._record_denied(message, delivery, error, request, decision)
-            return error
-        if security.audit.records(Outcome.ALLOW):
-            record_allowed(
-                security,
-                EventName.TASK_AUTHZ_ALLOW,
-                message,
-                principal,
-                txn=token.txn,
-                signature=signature,
-                pipeline=request.pipeline,
-                decision=decision,
-            )
-        return None
-
-    def _record_denied(
-        self,
-        message: TaskiqMessage,
-        delivery: Delivery,
-        error: FlowSecurityError,
-        request: AccessRequest | None = None,
-        decision: Decision | None = None,
-    ) -> None:
-        token = delivery.token
-        record_denied(
-            self._security,
-            message,
-            error,
-            principal=delivery.principal,
-            txn=None if token is None else token.txn,
-            signature=delivery.signature,
-            request=request,
-            decision=decision,
-        )
-
     def _reject(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
         """Note that a message could not be verified, and keep what is in it from all others."""
-        self._record_denied(message, delivery, error)
+        record_arrival_denied(self._security, message, delivery, error)
         delivery.error = error
         if self._security.monitoring:
             return
@@ -236,38 +149,21 @@ class Verifier:
             message.task_id = delivery.task_id = new_id()
             delivery.keep_result = True
 
-    def _let_run(self, message: TaskiqMessage, delivery: Delivery) -> None:
-        token, signature = delivery.token, delivery.signature
-        principal = delivery.admitted = delivery.principal or ANONYMOUS
-        acting.become(
-            Acting(
-                principal,
-                new_id() if token is None else token.txn,
-                self._security,
-                # What is known by registration is known in every process.
-                message.labels.get(PIPELINE_LABEL) if registered_pipeline(delivery.task) is None else None,
-                token,
-                () if signature is None else signature.delegation.actors,
-                received=token is not None,
-            )
-        )
 
+def _check_schedule(message: TaskiqMessage, token: PrincipalToken, signature: MessageSignature) -> None:
+    """A principal that was issued for a schedule is for what that sends; a task that has run for it may pass it on.
 
-def _check_sender(signature: MessageSignature) -> None:
-    """Refuse what its own sender denies, and has sent for somebody to be told so."""
-    if signature.denied is not None:
-        raise AccessDeniedError(signature.denied, "The process that wanted to kick this task may not.")
-
-
-def _check_ack_type(message: TaskiqMessage) -> None:
-    """The receiver reads this label outside of any ``try`` (TaskIQ 0.13): a wrong one would never be acked."""
-    ack_type = message.labels.get("ack_type")
-    if ack_type is None:
+    A key that is for schedules only sends nothing else.
+    """
+    granted = token.schedule
+    if signature.only_fires:
+        if granted is None or signature.delegation.actors:
+            raise AuthenticationError(Reason.WRONG_TASK, "The key that signed this is for schedules only.")
+    elif granted is None or signature.delegation.actors:
         return
-    try:
-        parse_acknowledge_type(ack_type)
-    except ValueError:
-        raise AccessDeniedError(Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows.") from None
+    scheduled = wire.schedule_claim(str(wire.read_label(message, SCHEDULE_LABEL)), message)
+    if granted != scheduled:
+        raise AuthenticationError(Reason.WRONG_TASK, "The principal was granted for a schedule that this is not of.")
 
 
 def _not_verified() -> AuthenticationError:
@@ -278,7 +174,8 @@ def _not_verified() -> AuthenticationError:
     )
 
 
-def _internal_error() -> AccessDeniedError:
+def internal_error() -> AccessDeniedError:
+    """The error for what nobody has thought of."""
     return AccessDeniedError(
         Reason.INTERNAL_ERROR,
         "An unexpected error kept the worker from deciding; its log has it.",

@@ -7,21 +7,27 @@ receiver computes it from what it has read, whatever serializer or formatter car
 
 from __future__ import annotations
 
+import json
 import re
+from hashlib import sha256
 from typing import Any, TypedDict, cast
 
 from pydantic_core import from_json, to_json
+from taskiq import ScheduledTask
 from taskiq.labels import LabelType, parse_label, prepare_label
 from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
+from taskiq_flow_security.tokens.claims import ScheduleClaim
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 PIPELINE_LABEL = "pipeline"
 QUEUE_TTL_LABEL = "queue_ttl"
 DELAY_LABEL = "delay"
+SCHEDULE_LABEL = "schedule_id"
+"""What TaskIQ's scheduler adds to the labels of what it sends (0.13)."""
 
 
 class WireMessage(TypedDict):
@@ -111,6 +117,13 @@ def restore(message: TaskiqMessage, payload: bytes) -> None:
     message.labels = data["labels"]
     message.args = data["args"]
     message.kwargs = data["kwargs"]
+
+
+def schedule_claim(schedule_id: str, message: TaskiqMessage | ScheduledTask) -> ScheduleClaim:
+    """What a principal is issued for that runs this and nothing else, however a store has written it down."""
+    plain = message.model_dump(mode="json", include={"task_name", "args", "kwargs"})
+    digest = sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return ScheduleClaim(id=schedule_id, sha256=digest)
 
 
 def check_labels(message: TaskiqMessage) -> None:

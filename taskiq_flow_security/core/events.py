@@ -12,19 +12,25 @@ class EventName(StringEnum):
 
     AUTHN_LOGIN_SUCCESS = "authn_login_success"
     AUTHN_LOGIN_FAIL = "authn_login_fail"
+    AUTHN_TOKEN_REVOKED = "authn_token_revoked"  # noqa: S105 (the name of an event)
     AUTHZ_ALLOW = "authz_allow"
+    AUTHZ_CHANGE = "authz_change"
     AUTHZ_FAIL = "authz_fail"
     AUTHZ_SHADOW_FAIL = "authz_shadow_fail"
     EXCESS_RATE_LIMIT_EXCEEDED = "excess_rate_limit_exceeded"
     INPUT_VALIDATION_FAIL = "input_validation_fail"
+    KEY_ROTATED = "key_rotated"
     RESULT_SHADOW_DENY = "result_shadow_deny"
     RESULT_SIGNATURE_FAIL = "result_signature_fail"
+    SCHEDULE_CREATED = "schedule_created"
+    SCHEDULE_FIRED = "schedule_fired"
     SYS_STARTUP = "sys_startup"
     TASK_ENQUEUED = "task_enqueued"
     TASK_DELEGATED = "task_delegated"
     TASK_AUTHZ_ALLOW = "task_authz_allow"
     TASK_AUTHZ_DENY = "task_authz_deny"
     TASK_AUTHZ_SHADOW_DENY = "task_authz_shadow_deny"
+    TASK_REPLAY = "task_replay"
     TASK_SIGNATURE_FAIL = "task_signature_fail"
     TASK_TOKEN_EXPIRED = "task_token_expired"  # noqa: S105 (the name of an event)
 
@@ -59,3 +65,5 @@ class AuditEvent(NamedTuple):
     key_id: str | None = None
     """The key or API key that proved it, by its id."""
     ip: str | None = None
+    change: str | None = None
+    """What was changed, from what to what."""

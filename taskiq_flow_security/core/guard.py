@@ -23,3 +23,5 @@ class Guard:
     roles: frozenset[str] = frozenset()
     predicate: Predicate | None = None
     rate_limit: str | None = None
+    at_most_once: bool = False
+    """Whether a message that was interrupted is not to run again."""

@@ -70,7 +70,8 @@ class Principal:
     something; an empty set grants nothing. `pipelines` is the whitelist: empty or containing ``"*"`` means all.
     `api_key_id` names the API key it came from, never the key itself. `txn` joins all that is done for one request.
     `expires_at` is when the login ends, in seconds since the epoch: from then on it is not issued to anybody any more.
-    `scope` is what `restrict` has left of these rights.
+    `scope` is what `restrict` has left of these rights. `token_id` and `token_issued_at` are the ``jti`` and ``iat`` of
+    the bearer token that it logged in with, by which that can be revoked.
 
     Raises `ValueError` or `TypeError` for values that cannot be meant, such as one string for a set of names.
     """
@@ -83,6 +84,8 @@ class Principal:
     scope: Scope
     txn: str | None = field(compare=False)
     expires_at: float | None = field(compare=False)
+    token_id: str | None = field(compare=False)
+    token_issued_at: float | None = field(compare=False)
 
     def __init__(
         self,
@@ -95,12 +98,14 @@ class Principal:
         scope: Scope = UNRESTRICTED,
         txn: str | None = None,
         expires_at: float | None = None,
+        token_id: str | None = None,
+        token_issued_at: float | None = None,
     ) -> None:
         if not _is_name(subject):
             raise ValueError("subject must be a non-empty Unicode string")
-        for name in (api_key_id, txn):
+        for name in (api_key_id, txn, token_id):
             if name is not None and not _is_name(name):
-                raise ValueError("api_key_id and txn must be non-empty Unicode strings or None")
+                raise ValueError("api_key_id, txn and token_id must be non-empty Unicode strings or None")
         explicit = None if permissions is None else _names("permissions", permissions)
         set_field = object.__setattr__  # the dataclass is frozen
         set_field(self, "subject", subject)
@@ -115,6 +120,8 @@ class Principal:
         set_field(self, "scope", scope)
         set_field(self, "txn", txn)
         set_field(self, "expires_at", expires_at)
+        set_field(self, "token_id", token_id)
+        set_field(self, "token_issued_at", token_issued_at)
 
     def restrict(
         self, *, permissions: Iterable[Permission | str] | None = None, pipelines: Iterable[str] | None = None
@@ -134,11 +141,11 @@ class Principal:
 
     def in_transaction(self, txn: str | None) -> Principal:
         """The same principal, in another transaction."""
-        other = object.__new__(Principal)
-        for name in Principal.__slots__:  # all of it was checked when this one was made
-            object.__setattr__(other, name, getattr(self, name))
-        object.__setattr__(other, "txn", txn)
-        return other
+        return self._but("txn", txn)
+
+    def with_roles(self, roles: Iterable[str]) -> Principal:
+        """The same principal, with these roles in place of its own."""
+        return self._but("roles", _names("roles", roles))
 
     def same_identity(self, other: Principal) -> bool:
         """Whether the other one is this principal, restricted in whatever way."""
@@ -150,20 +157,23 @@ class Principal:
             other.api_key_id,
         )
 
+    def same_rights(self, other: Principal) -> bool:
+        """Whether the other one was given the same, whoever it is."""
+        return (self.roles, self.permissions, self.pipelines) == (other.roles, other.permissions, other.pipelines)
+
     def within(self, scope: Scope) -> Principal:
         """The same principal, restricted to a scope as well."""
         if scope is UNRESTRICTED or scope == UNRESTRICTED:
             return self
-        return Principal(
-            self.subject,
-            self.roles,
-            self.permissions,
-            self.pipelines,
-            api_key_id=self.api_key_id,
-            scope=self.scope.narrowed(scope),
-            txn=self.txn,
-            expires_at=self.expires_at,
-        )
+        return self._but("scope", self.scope.narrowed(scope))
+
+    def _but(self, field: str, value: object) -> Principal:
+        """A copy with another value in one field. The values were checked when this one was made."""
+        other = object.__new__(Principal)
+        for name in Principal.__slots__:
+            object.__setattr__(other, name, getattr(self, name))
+        object.__setattr__(other, field, value)
+        return other
 
 
 ANONYMOUS = Principal("anonymous", permissions=())

@@ -28,6 +28,11 @@ class Reason(StringEnum):
     DELEGATION_DEPTH = "delegation_depth"
     API_KEY_REMOVED = "api_key_removed"
     API_KEY_EXPIRED = "api_key_expired"
+    API_KEY_REVOKED = "api_key_revoked"
+    REVOKED = "revoked"
+    REPLAYED = "replayed"
+    POLICY_STALE = "policy_stale"
+    POLICY_CONFLICT = "policy_conflict"
 
     # Not authenticated: credentials.
     NO_PRINCIPAL = "no_principal"

@@ -192,7 +192,16 @@ def _principal(claims: dict[str, Any], txn: str, expires_at: float | None) -> Pr
         permissions = [name for name in permissions if name in set(Permission)]
     if str(claims["sub"]).startswith(OWN_SUBJECTS):
         raise ValueError("the subject of somebody else")
-    return Principal(claims["sub"], roles, permissions, pipelines, txn=txn, expires_at=expires_at)
+    return Principal(
+        claims["sub"],
+        roles,
+        permissions,
+        pipelines,
+        txn=txn,
+        expires_at=expires_at,
+        token_id=claims.get("jti"),
+        token_issued_at=_seconds(claims, "iat", 0),  # without one, it is from before whatever is asked for
+    )
 
 
 def _seconds(claims: dict[str, Any], name: str, default: float) -> float:

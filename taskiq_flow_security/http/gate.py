@@ -73,7 +73,9 @@ class Gate:
         self._limits: EndpointLimits | None = None
         self._failed_logins: FailedLogins | None = None
         if security.rate_limits is not None:
-            self._limits = EndpointLimits(config, security.rate_limits, security.api_keys, self._rules.endpoints)
+            self._limits = EndpointLimits(
+                config, security.rate_limits, security.api_keys, security.live, self._rules.endpoints
+            )
             self._failed_logins = FailedLogins(config, security.rate_limits)
         if not config.websocket_require_auth:
             _logger.warning("websocket_require_auth is False: anybody may connect and subscribe to every pipeline.")
@@ -133,6 +135,8 @@ class Gate:
         security, failed_logins = self.security, self._failed_logins
         if failed_logins is not None:
             failed_logins.check(visit.client, security.clock())
+        if security.live.stale:
+            await security.live.catch_up()
         try:
             principal = security.identify(api_key=given.api_key, bearer=given.bearer, txn=visit.txn)
         except AuthenticationError:

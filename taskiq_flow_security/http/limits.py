@@ -12,6 +12,7 @@ from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.credentials import ApiKeys
 from taskiq_flow_security.errors import ConfigurationError, RateLimitExceededError
 from taskiq_flow_security.http.clients import Client
+from taskiq_flow_security.live_policy import LivePolicy
 from taskiq_flow_security.rate_limits import RateLimits
 
 DEFAULTS = {
@@ -32,18 +33,22 @@ _REMEMBERED = 65_536
 class EndpointLimits:
     """Counts requests by endpoint and principal, or by endpoint and client where there is no principal.
 
-    What counts for a request is, in this order: the limit of its API key, of its caller's roles, of the endpoint in the
-    settings, of the endpoint by default, `rate_limit_default`. Raises `ConfigurationError` if a setting names an
-    endpoint that there is not.
+    What counts for a request is, in this order: the limit of its API key, of its caller's roles, of the endpoint, of
+    the endpoint by default, `rate_limit_default`; those of roles and endpoints can be changed at run time. Raises
+    `ConfigurationError` if a setting names an endpoint that there is not.
     """
 
     def __init__(
-        self, config: TaskiqFlowConfig, limits: RateLimits, api_keys: ApiKeys, endpoints: Iterable[str]
+        self,
+        config: TaskiqFlowConfig,
+        limits: RateLimits,
+        api_keys: ApiKeys,
+        live: LivePolicy,
+        endpoints: Iterable[str],
     ) -> None:
         self._limits = limits
         self._api_keys = api_keys
-        self._by_role = config.role_rate_limits
-        self._by_endpoint = {**DEFAULTS, **config.rate_limits}
+        self._live = live
         self._default = config.rate_limit_default
         self._most_generous = lru_cache(maxsize=1024)(_most_generous)
         known = {*endpoints, *DEFAULTS}
@@ -67,15 +72,16 @@ class EndpointLimits:
         await self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, *counted_by)
 
     def _limit(self, endpoint: str, principal: Principal | None) -> str:
+        in_force = self._live.in_force
         if principal is not None:
             key = None if principal.api_key_id is None else self._api_keys.find(principal.api_key_id)
             if key is not None and endpoint in key.rate_limits:
                 return key.rate_limits[endpoint]
-            if self._by_role:
-                limits = {self._by_role[role].get(endpoint) for role in principal.roles if role in self._by_role}
-                if found := limits - {None}:
-                    return self._most_generous(frozenset(limit for limit in found if limit is not None))
-        return self._by_endpoint.get(endpoint, self._default)
+            if by_role := in_force.role_rate_limits:
+                theirs = [by_role[role] for role in principal.roles if role in by_role]
+                if limits := frozenset(limits[endpoint] for limits in theirs if endpoint in limits):
+                    return self._most_generous(limits)
+        return in_force.rate_limits.get(endpoint) or DEFAULTS.get(endpoint, self._default)
 
 
 class FailedLogins:

@@ -16,15 +16,18 @@ from taskiq_flow_security.errors import (
     AuthenticationError,
     BackendUnavailableError,
     FlowSecurityError,
+    PolicyConflictError,
     RateLimitExceededError,
 )
-from taskiq_flow_security.http.asgi import Message, Send
+from taskiq_flow_security.http.asgi import Send
 
 _REALM = 'realm="taskiq-flow"'
 
 _BAD_REQUEST = frozenset({Reason.SEVERAL_CREDENTIALS, Reason.CREDENTIALS_IN_QUERY})
 _MISSING = frozenset({Reason.NO_CREDENTIALS, Reason.NO_PRINCIPAL, Reason.BEARER_NOT_ACCEPTED})
-_REFUSED_KEYS = frozenset({Reason.UNKNOWN_API_KEY, Reason.API_KEY_EXPIRED, Reason.API_KEY_REMOVED})
+_REFUSED_KEYS = frozenset(
+    {Reason.UNKNOWN_API_KEY, Reason.API_KEY_EXPIRED, Reason.API_KEY_REMOVED, Reason.API_KEY_REVOKED}
+)
 
 
 class Problem(NamedTuple):
@@ -35,19 +38,6 @@ class Problem(NamedTuple):
     """A stable code, one of `taskiq_flow_security.core.reasons.Reason`."""
     detail: str
     headers: Mapping[str, str] = {}
-
-    def start(self) -> Message:
-        """The message that begins the answer, without its type."""
-        headers = {
-            "content-type": "application/problem+json",
-            "content-length": str(len(self.body())),
-            "cache-control": "no-store",
-            **self.headers,
-        }
-        return {
-            "status": self.status.value,
-            "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
-        }
 
     def body(self) -> bytes:
         """The problem as JSON."""
@@ -63,8 +53,16 @@ class Problem(NamedTuple):
 
     async def send(self, send: Send, kind: str = "http.response") -> None:
         """Answer with it. `kind` is ``websocket.http.response`` for a handshake that is denied."""
-        await send({"type": f"{kind}.start", **self.start()})
-        await send({"type": f"{kind}.body", "body": self.body()})
+        body = self.body()
+        given = {
+            "content-type": "application/problem+json",
+            "content-length": str(len(body)),
+            "cache-control": "no-store",
+            **self.headers,
+        }
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in given.items()]
+        await send({"type": f"{kind}.start", "status": self.status.value, "headers": headers})
+        await send({"type": f"{kind}.body", "body": body})
 
 
 def problem_of(error: FlowSecurityError, endpoint: str = "default") -> Problem:
@@ -75,6 +73,8 @@ def problem_of(error: FlowSecurityError, endpoint: str = "default") -> Problem:
         return _denied(error)
     if isinstance(error, RateLimitExceededError):
         return _too_many(error, endpoint)
+    if isinstance(error, PolicyConflictError):
+        return Problem(HTTPStatus.PRECONDITION_FAILED, error.reason, str(error))
     if isinstance(error, BackendUnavailableError):
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, error.reason, str(error), {"retry-after": "1"})
     return Problem(
@@ -98,7 +98,7 @@ def _unauthenticated(error: AuthenticationError) -> Problem:
 def _denied(error: AccessDeniedError) -> Problem:
     if error.reason == Reason.INTERNAL_ERROR:
         return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, error.reason, str(error.args[1]))
-    if error.reason == Reason.TOO_MANY_CONNECTIONS:
+    if error.reason in (Reason.TOO_MANY_CONNECTIONS, Reason.POLICY_STALE):
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, error.reason, str(error.args[1]), {"retry-after": "1"})
     headers = {}
     if error.reason not in (Reason.HTTPS_REQUIRED, Reason.NO_RULE, Reason.ORIGIN):

@@ -13,6 +13,7 @@ from starlette.routing import compile_path
 from taskiq_flow_security.core.policy import AccessRequest
 from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission
 from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.live_policy import administration
 
 WEBSOCKET = "WEBSOCKET"
 """Stands for the method where the request is a WebSocket's handshake."""
@@ -183,6 +184,20 @@ def guide_rules(prefixes: Iterable[str] = ("", "/api")) -> tuple[Rule, ...]:
             ("GET", "/pipelines/{pipeline_id}/status", "get_status", read),
             ("GET", "/pipelines/{pipeline_id}/runs/{run_id}", "get_run", read),
             (WEBSOCKET, "/ws", "websocket_connect", None),
+        )
+    )
+
+
+def policy_rules(prefixes: Iterable[str] = ("", "/api")) -> tuple[Rule, ...]:
+    """The endpoints that change the policy at run time, under each of these prefixes."""
+    return tuple(
+        Rule(method, prefix + path, endpoint, Permission.ADMIN)
+        for prefix in prefixes
+        for method, path, endpoint in (
+            ("GET", "/policy", administration.GET_POLICY),
+            ("PATCH", "/policy", administration.CHANGE_POLICY),
+            ("POST", "/policy/revocations", administration.REVOKE),
+            ("POST", "/policy/reinstatements", administration.REINSTATE),
         )
     )
 

@@ -23,7 +23,7 @@ from taskiq_flow_security.http.gate import Gate, Visit
 from taskiq_flow_security.http.problems import problem_of
 from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule
 
-_CHECKED_EVERY = 1.0
+_CHECKED_EVERY = 0.5
 """Seconds after which a login that has ended, or was taken back, ends its connections."""
 
 _SUBSCRIBE = Rule(WEBSOCKET, "/{pipeline_id}", "websocket_subscribe", Permission.READ, "{pipeline_id}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from taskiq_flow_security.core.principal import UNRESTRICTED, Permission, Scope
+from taskiq_flow_security.core.principal import UNRESTRICTED, Permission, Principal, Scope
 
 
 class ScopeClaim(BaseModel):
@@ -23,3 +23,28 @@ class ScopeClaim(BaseModel):
     def scope(self) -> Scope:
         """The scope that the claim says."""
         return Scope(self.permissions, self.pipelines)
+
+
+class LoginClaim(BaseModel):
+    """The bearer token that a principal comes from, by which it can be revoked."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    jti: str | None = None
+    iat: float
+
+    @classmethod
+    def of(cls, principal: Principal) -> LoginClaim | None:
+        """The claim that says it, if it was one."""
+        issued_at = principal.token_issued_at
+        return None if issued_at is None else cls(jti=principal.token_id, iat=issued_at)
+
+
+class ScheduleClaim(BaseModel):
+    """The schedule that a principal was issued for: what it sends, and nothing else."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    id: str
+    sha256: str
+    """Of the task and its arguments."""

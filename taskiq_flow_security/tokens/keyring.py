@@ -37,6 +37,8 @@ class Use(StringEnum):
     """Principals."""
     SEND = "send"
     """Messages."""
+    FIRE = "fire"
+    """Messages that a schedule sends as its grant says: for a scheduler that is to be able to send nothing else."""
     RESULT = "result"
     """Results and progress. Whoever may send may sign them: a worker needs no key more."""
 
@@ -99,6 +101,7 @@ class Keyring:
         self._keys = tuple(keys)
         self._by_kid = {(key.use, key.kid): key for key in self._keys}
         self._signers = {use: [k for k in self._keys if k.use is use and k.signing is not None] for use in Use}
+        self._revoked: frozenset[str] = frozenset()
 
     @classmethod
     def from_specs(cls, specs: Iterable[KeySpec]) -> Keyring:
@@ -111,9 +114,30 @@ class Keyring:
         kid = f"derived-{_derive(secret, 'kid')[:6].hex()}"
         return cls.from_specs([KeySpec(kid=kid, alg="HS256", uses=frozenset(Use), secret=secret)])
 
+    def revoke(self, kids: Iterable[str]) -> None:
+        """Neither sign with these keys any more nor believe what they have signed; no others than these."""
+        self._revoked = frozenset(kids)
+
+    def revokes(self, kid: str) -> bool:
+        """Whether a key is one of these."""
+        return kid in self._revoked
+
+    def without(self, kids: Iterable[str]) -> Keyring:
+        """A keyring of all keys but these, whatever is revoked here."""
+        gone = frozenset(kids)
+        return Keyring(key for key in self._keys if key.kid not in gone)
+
     def has(self, use: Use, now: float, leeway: float) -> bool:
         """Whether any key can be used to verify this use with."""
         return any(key.use is use and key.usable(now, leeway) for key in self._keys)
+
+    def signs(self, use: Use, now: float) -> bool:
+        """Whether this process has a key to sign this with."""
+        return any(key.usable(now) and key.kid not in self._revoked for key in self._signers[use])
+
+    def knows(self, use: Use, kid: str) -> bool:
+        """Whether there is a key of this id for this use, usable or not."""
+        return (use, kid) in self._by_kid
 
     def signer(self, use: Use, now: float, until: float | None = None) -> Key:
         """The key to sign with: the first that can be used, of those that can still be used to verify `until` then, if
@@ -121,7 +145,7 @@ class Keyring:
         """
         first = None
         for key in self._signers[use]:
-            if key.usable(now):
+            if key.usable(now) and key.kid not in self._revoked:
                 if until is None or key.not_after is None or key.not_after >= until:
                     return key
                 first = first or key
@@ -133,10 +157,12 @@ class Keyring:
         )
 
     def verifier(self, use: Use, kid: str, now: float, leeway: float) -> Key:
-        """The key of this id for this use. Raises `AuthenticationError` if there is none or its time is over."""
+        """The key of this id for this use. Raises `AuthenticationError` if there is none, or it is over or revoked."""
         key = self._by_kid.get((use, kid))
         if key is None or not key.usable(now, leeway):
             raise AuthenticationError(Reason.UNKNOWN_KEY, "No usable key of this process has that id.")
+        if kid in self._revoked:
+            raise AuthenticationError(Reason.REVOKED, "The key that signed this has been revoked.")
         return key
 
 

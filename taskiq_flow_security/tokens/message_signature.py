@@ -20,6 +20,8 @@ from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
 SIGNATURE_LABEL = "taskiq_flow_signature"
 
 TYP = "taskiq-message+jws"
+SCHEDULE_TYP = "taskiq-schedule+jws"
+"""Of what signs a schedule in its store, in the same way, which is no message."""
 
 
 class Delegation(NamedTuple):
@@ -44,6 +46,8 @@ class MessageSignature(NamedTuple):
     delegation: Delegation = NOT_DELEGATED
     denied: str | None = None
     """Why the sender itself denies that this may run, if it does: somebody may wait for the message to be refused."""
+    only_fires: bool = False
+    """Whether its key is for what schedules send as they were granted, and for nothing else."""
 
 
 class _Header(JwsHeader):
@@ -58,11 +62,12 @@ class _Header(JwsHeader):
 
 
 class MessageSigner:
-    """Signs and verifies messages with the keys for `Use.SEND`."""
+    """Signs and verifies messages, or schedules, with the keys for `Use.SEND`."""
 
-    def __init__(self, keyring: Keyring, leeway: float) -> None:
+    def __init__(self, keyring: Keyring, leeway: float, typ: str = TYP) -> None:
         self._keyring = keyring
         self._leeway = leeway
+        self._typ = typ
         self._headers: dict[str, str] = {}
 
     def sign(
@@ -72,9 +77,15 @@ class MessageSigner:
         expires_at: float,
         delegation: Delegation = NOT_DELEGATED,
         denied: str | None = None,
+        *,
+        fires: bool = False,
     ) -> tuple[str, MessageSignature]:
-        """Sign a message. Raises `AuthenticationError` where this process has no key to send with."""
-        key = self._keyring.signer(Use.SEND, now, expires_at)
+        """Sign a message, which a schedule `fires`, or somebody sends.
+
+        Raises `AuthenticationError` where this process has no key to do that with.
+        """
+        use = Use.FIRE if fires and not self._keyring.signs(Use.SEND, now) else Use.SEND
+        key = self._keyring.signer(use, now, expires_at)
         signature = MessageSignature(key.kid, new_id(), int(now), int(expires_at), delegation, denied)
         # Only numbers and hexadecimal digits are filled in, so that nothing needs escaping.
         times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
@@ -82,36 +93,36 @@ class MessageSigner:
         protected = jws.encode_segment(header.encode())
         return (protected + b".." + jws.sign(key, protected, payload)).decode(), signature
 
-    def verify(self, signature: object, payload: bytes, now: float) -> MessageSignature:
-        """Check that this signature was made over this payload and is valid now, or raise `AuthenticationError`."""
-        verified = self.read(signature, payload, now)
-        self.check_times(verified, now)
-        return verified
-
     def check_times(self, signature: MessageSignature, now: float) -> None:
         """Raise `AuthenticationError` if a signature that was read is not valid now."""
         jws.check_times(signature.issued_at, signature.expires_at, now, self._leeway)
 
     def read(self, signature: object, payload: bytes, now: float) -> MessageSignature:
-        """As `verify`, but whenever the signature is valid: `check_times` has to follow."""
+        """Check that this signature was made over this payload, or raise `AuthenticationError`.
+
+        Whenever it is valid: `check_times` has to follow.
+        """
         token = jws.parse(signature)
         if token.payload:
             raise jws.malformed()
-        header = jws.read_header(token, _Header, TYP)
+        header = jws.read_header(token, _Header, self._typ)
         if header.b64:
             raise jws.malformed()
-        key = self._keyring.verifier(Use.SEND, header.kid, now, self._leeway)
+        use = Use.SEND if self._keyring.knows(Use.SEND, header.kid) else Use.FIRE
+        key = self._keyring.verifier(use, header.kid, now, self._leeway)
         jws.verify(token, header.alg, payload, key)
         delegation = NOT_DELEGATED
         if header.act or header.scope is not None:
             delegation = Delegation(header.act, UNRESTRICTED if header.scope is None else header.scope.scope())
-        return MessageSignature(header.kid, header.jti, header.iat, header.exp, delegation, header.denied)
+        return MessageSignature(
+            header.kid, header.jti, header.iat, header.exp, delegation, header.denied, use is Use.FIRE
+        )
 
     def _header(self, key: Key) -> str:
         """The part of the header that is the same for all messages of a key, its closing brace left out."""
         header = self._headers.get(key.kid)
         if header is None:
-            fixed = {"alg": key.alg, "b64": False, "crit": ["b64"], "kid": key.kid, "typ": TYP}
+            fixed = {"alg": key.alg, "b64": False, "crit": ["b64"], "kid": key.kid, "typ": self._typ}
             header = self._headers[key.kid] = to_json(fixed).decode()[:-1]
         return header
 

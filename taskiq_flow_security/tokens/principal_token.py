@@ -13,7 +13,7 @@ from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.tokens import jws
-from taskiq_flow_security.tokens.claims import ScopeClaim
+from taskiq_flow_security.tokens.claims import LoginClaim, ScheduleClaim, ScopeClaim
 from taskiq_flow_security.tokens.jws import JwsHeader
 from taskiq_flow_security.tokens.keyring import Keyring, Use
 
@@ -32,8 +32,11 @@ class PrincipalToken:
     txn: str
     jti: str
     kid: str
+    issued_at: float
     not_before: float
     expires_at: float
+    schedule: ScheduleClaim | None = None
+    """The schedule that it was issued for, if it was: for what that sends, and what comes of it."""
 
     def __repr__(self) -> str:  # the text is a credential
         return f"PrincipalToken(subject={self.principal.subject!r}, jti={self.jti!r}, kid={self.kid!r})"
@@ -52,6 +55,8 @@ class _Claims(BaseModel):
     pipelines: list[str]
     api_key_id: str | None = None
     scope: ScopeClaim | None = None
+    login: LoginClaim | None = None
+    schedule: ScheduleClaim | None = None
     iat: int
     nbf: int
     exp: int
@@ -73,8 +78,13 @@ class PrincipalTokens:
         self._verified: dict[str, PrincipalToken] = {}
         self._keeping = threading.Lock()
 
-    def issue(self, principal: Principal, txn: str, now: float, expires_at: float) -> PrincipalToken:
-        """Sign a principal. Raises `AuthenticationError` where this process has no key to issue with."""
+    def issue(
+        self, principal: Principal, txn: str, now: float, expires_at: float, *, schedule: ScheduleClaim | None = None
+    ) -> PrincipalToken:
+        """Sign a principal, for this schedule only if one is given.
+
+        Raises `AuthenticationError` where this process has no key to issue with.
+        """
         key = self._keyring.signer(Use.ISSUE, now, expires_at)
         header = JwsHeader(alg=key.alg, kid=key.kid, typ=TYP)
         claims = _Claims(
@@ -86,6 +96,8 @@ class PrincipalTokens:
             pipelines=sorted(principal.pipelines),
             api_key_id=principal.api_key_id,
             scope=ScopeClaim.of(principal.scope),
+            login=LoginClaim.of(principal),
+            schedule=schedule,
             iat=int(now),
             nbf=int(now),
             exp=int(expires_at),
@@ -103,6 +115,10 @@ class PrincipalTokens:
         token = self._read(text, key.kid, claims)  # what the token says, whatever it was made from
         self._keep(token)
         return token
+
+    def by_revoked_key(self, token: PrincipalToken) -> bool:
+        """Whether nobody believes a token any more, because its key has been revoked."""
+        return self._keyring.revokes(token.kid)
 
     def verify(self, text: object, now: float) -> PrincipalToken:
         """The principal of a token that this process accepts now, or `AuthenticationError`."""
@@ -152,8 +168,12 @@ class PrincipalTokens:
             api_key_id=claims.api_key_id,
             scope=UNRESTRICTED if claims.scope is None else claims.scope.scope(),
             txn=claims.txn,
+            token_id=None if claims.login is None else claims.login.jti,
+            token_issued_at=None if claims.login is None else claims.login.iat,
         )
-        return PrincipalToken(text, principal, claims.txn, claims.jti, kid, claims.nbf, claims.exp)
+        return PrincipalToken(
+            text, principal, claims.txn, claims.jti, kid, claims.iat, claims.nbf, claims.exp, claims.schedule
+        )
 
     def _keep(self, token: PrincipalToken) -> None:
         with self._keeping:

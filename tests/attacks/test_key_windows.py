@@ -23,3 +23,21 @@ async def test_a_message_that_waits_longer_than_a_key_lasts_is_signed_with_one_t
     data = await process.genuine()
     clock.now += 2 * HOUR
     await process.runs(data)
+
+
+async def test_a_key_that_begins_to_sign_is_recorded_once_for_each_use(new_process: NewProcess, clock: Clock) -> None:
+    begins = datetime.fromtimestamp(clock.now, timezone.utc) + timedelta(hours=1)
+    common = {"alg": "HS256", "uses": ["issue", "send"]}
+    keys = [
+        {"kid": "new", "secret": STRANGER_SECRET, "not_before": begins, **common},
+        {"kid": "old", "secret": SECRET, **common},
+    ]
+    process = new_process(jwt_secret=None, signing_keys=keys)
+    changes: list[tuple[str, str]] = []
+    process.audit.on_change = lambda record: changes.append((record.event, f"{record.rule}: {record.change}"))
+    await process.genuine()
+    assert changes == []
+    clock.now += HOUR
+    for _ in range(2):
+        await process.runs(await process.genuine())
+    assert changes == [("key_rotated", "issue: old -> new"), ("key_rotated", "send: old -> new")]

@@ -72,11 +72,10 @@ async def test_work_of_a_key_that_has_expired_in_the_queue_is_refused(
     new_process: NewProcess, queued: bytes, clock: Clock
 ) -> None:
     end = datetime.fromtimestamp(clock.now + 60, timezone.utc)
-    worker = new_process(api_keys={KEY: ENTRY | {"expires_at": end.isoformat()}})
-    await worker.runs(queued)
+    settings: dict[str, Any] = {"api_keys": {KEY: ENTRY | {"expires_at": end.isoformat()}}}
+    await new_process(**settings).runs(queued)
     clock.now += 60
-    worker.broker.result_backend.results.clear()
-    await worker.refuses(queued, "api_key_expired", AccessDeniedError)
+    await new_process(**settings).refuses(queued, "api_key_expired", AccessDeniedError)
 
 
 NARROWED: dict[str, tuple[dict[str, Any], str]] = {

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -31,11 +31,12 @@ async def work(number: int) -> int:
     return number
 
 
-def new_security(algorithm: Algorithm = "HS256", audit_file: Path | None = None) -> FlowSecurity:
+def new_security(algorithm: Algorithm = "HS256", audit_file: Path | None = None, **settings: Any) -> FlowSecurity:
     """A `FlowSecurity`. All of one algorithm trust each other, as API and worker do."""
     config = TaskiqFlowConfig(
         signing_keys=[signing_key(algorithm)],
         pipeline_acls={PIPELINE: {"execute": ["processor"]}},
+        **settings,
     )
     return FlowSecurity(config, audit=new_audit(audit_file))
 

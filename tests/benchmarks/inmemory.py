@@ -30,6 +30,7 @@ NOOP = "no-op middleware"
 NAIVE = "naive guard, log to a file"
 REUSED = "HS256, principal reused"
 AUDITED = "HS256, principal reused, audit to a file"
+REPLAYS = "HS256, principal reused, replays allowed"
 
 
 class NoopMiddleware(TaskiqMiddleware):
@@ -63,6 +64,7 @@ async def run(effort: Effort) -> list[Target]:
         variants[f"{AUDITED}, @guard(roles)"] = _reused(
             new_security(audit_file=audit_file), guard(roles=["processor"])(work)
         )
+        variants[REPLAYS] = _reused(new_security(unsafe_allow_replays=True))
         samples = await measure(variants, effort)
     print_comparison(
         "One task on InMemoryBroker",
@@ -73,11 +75,12 @@ async def run(effort: Effort) -> list[Target]:
     return [
         _target("sign, verify and decide: added to a task", samples, REUSED, 25),
         _target("the same with audit to a file", samples, AUDITED, 40),
+        _target("protection from replays, in memory", samples, REUSED, 1.5, REPLAYS),
     ]
 
 
-def _target(claim: str, samples: Samples, variant: str, bound: float) -> Target:
-    added = samples.added(variant, UNGUARDED) * 1e6
+def _target(claim: str, samples: Samples, variant: str, bound: float, without: str = UNGUARDED) -> Target:
+    added = samples.added(variant, without) * 1e6
     speed = REFERENCE_MICROSECONDS / (samples.median(UNGUARDED) * 1e6)
     return Target(claim, added, bound, "us", scaled=added * speed)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import cycle
 from pathlib import Path
@@ -18,10 +19,13 @@ from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security import Permission, Principal
 from taskiq_flow_security.broker import wire
+from taskiq_flow_security.broker.kick_limits import KickLimits
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.guard import Guard
 from taskiq_flow_security.core.policy import AccessRequest
+from taskiq_flow_security.core.revocations import Revocations
 from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
+from taskiq_flow_security.tokens.message_signature import Delegation
 from taskiq_flow_security.tokens.principal_token import PrincipalTokens
 from tests.benchmarks.guarded import (
     ALGORITHMS,
@@ -49,6 +53,7 @@ async def run(effort: Effort) -> list[Target]:
             "Verify a message of 1 KB": _verifying(),
             "Issue and verify a principal": _principals(),
             "Decide": _decisions(),
+            "Sign and verify a message of 1 KB that tasks have passed on": _delegations(),
             "Record an audit event": _events(directory),
         }
         for title, variants in tables.items():
@@ -84,7 +89,7 @@ def _verifying() -> dict[str, Batch]:
         signature, _ = signer.sign(payload, time.time(), time.time() + _TTL)
         return {
             f"PyJWT decode, {algorithm}": repeat(lambda: _pyjwt_decode(algorithm, token, payload)),
-            f"verify, {algorithm}": repeat(lambda: signer.verify(signature, payload, time.time())),
+            f"verify, {algorithm}": repeat(lambda: signer.read(signature, payload, time.time())),
         }
 
     return {
@@ -93,6 +98,23 @@ def _verifying() -> dict[str, Batch]:
         "make the payload": repeat(lambda: wire.received_payload(message)),
         "read the message from the payload": repeat(lambda: wire.restore(message, payload)),
     }
+
+
+def _delegations() -> dict[str, Batch]:
+    payload = wire.received_payload(_message())
+    signer = new_security("HS256").messages
+
+    def passed_on(depth: int) -> Batch:
+        delegation = Delegation(tuple(f"task-number-{number}" for number in range(depth)))
+
+        def sign_and_verify() -> object:
+            now = time.time()
+            signature, _ = signer.sign(payload, now, now + _TTL, delegation)
+            return signer.read(signature, payload, now)
+
+        return repeat(sign_and_verify)
+
+    return {f"by {depth} tasks": passed_on(depth) for depth in (0, 1, 8, 32)}
 
 
 def _principals() -> dict[str, Batch]:
@@ -128,13 +150,18 @@ def _decisions() -> dict[str, Batch]:
     restricted = Principal("bob", ["processor"], ["execute"], [PIPELINE])
     # Each has a window of its own, so that none grows beyond what is usual.
     callers = cycle([Principal(f"caller-{number}", ["processor"]) for number in range(1000)])
+    limits = KickLimits(security)
+    revoking = new_security("HS256")
+    others = {f"subject-{number}": None for number in range(10_000)}
+    revoking.live.in_force = replace(revoking.live.in_force, revocations=Revocations(subjects=others))
     return {
         "by an ACL": repeat(lambda: security.decide(PRINCIPAL, request)),
+        "by an ACL, while 10,000 others are revoked": repeat(lambda: revoking.decide(PRINCIPAL, request)),
         "by whitelist, permission and ACL": repeat(lambda: security.decide(restricted, request)),
         "denied": repeat(lambda: security.decide(restricted, elsewhere)),
         "with a guard: roles and a predicate": repeat(lambda: security.decide(PRINCIPAL, guarded)),
         "explain": repeat(lambda: security.explain(PRINCIPAL, pipeline=PIPELINE)),
-        "rate limit, in memory": repeat_async(lambda: security.count_use(next(callers), limited)),
+        "rate limit, in memory": repeat_async(lambda: limits.count(next(callers), limited, by_hook=False)),
     }
 
 

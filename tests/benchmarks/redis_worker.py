@@ -28,6 +28,7 @@ class Guard(str, Enum):
     NONE = "unguarded"
     SILENT = "guarded, no audit"
     AUDITED = "guarded, audit to a file"
+    REPLAYS = "guarded, no audit, replays in Redis"
     NAIVE = "naive guard, log to a file"
 
 
@@ -75,7 +76,10 @@ class Queue:
         if self.guard is Guard.NAIVE:
             broker.add_middlewares(NaiveGuard(PRINCIPAL.subject, sorted(PRINCIPAL.roles), log))
         elif self.guard is not Guard.NONE:
-            security = new_security(audit_file=log if self.guard is Guard.AUDITED else None)
+            shared: dict[str, Any] = {}
+            if self.guard is Guard.REPLAYS:
+                shared = {"shared_store": REDIS_URL, "principal_audience": self.name}
+            security = new_security(audit_file=log if self.guard is Guard.AUDITED else None, **shared)
             broker.add_middlewares(SecurityMiddleware(security))
         return broker.register_task(work, task_name="work", pipeline=PIPELINE), security
 

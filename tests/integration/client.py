@@ -25,18 +25,18 @@ class Client:
     def __init__(self, transport: Transport, **settings: Any) -> None:
         self.transport = transport
         self.security = FlowSecurity(caller_config(**settings))
-        self._secured = transport.broker().with_middlewares(SecurityMiddleware(self.security))
-        self._secured.with_result_backend(self.security.protect_results(self._secured.result_backend))
+        self.broker = transport.broker().with_middlewares(SecurityMiddleware(self.security))
+        self.broker.with_result_backend(self.security.protect_results(self.broker.result_backend))
         self._bare = transport.broker()
 
     async def __aenter__(self) -> Self:
-        await self._secured.startup()
+        await self.broker.startup()
         await self._bare.startup()
         return self
 
     async def __aexit__(self, *_error: object) -> None:
         await self._bare.shutdown()
-        await self._secured.shutdown()
+        await self.broker.shutdown()
 
     def new_marker(self) -> str:
         """A marker for the ledger."""
@@ -52,14 +52,18 @@ class Client:
     ) -> AsyncTaskiqTask[Any]:
         """Kick a task in somebody's name."""
         with self.security.acting_as(principal):
-            kicker = task.kicker().with_broker(self._secured)
+            kicker = task.kicker().with_broker(self.broker)
             kicked: AsyncTaskiqTask[Any] = await kicker.kiq(*args, **kwargs)
         return kicked
 
     async def inject(self, message: BrokerMessage) -> AsyncTaskiqTask[Any]:
         """Put a message on the queue as it is."""
         await self._bare.kick(message)
-        return AsyncTaskiqTask(message.task_id, self._secured.result_backend)
+        return AsyncTaskiqTask(message.task_id, self.broker.result_backend)
+
+    async def result_of(self, task_id: str) -> TaskiqResult[Any]:
+        """The result of a task that somebody has kicked, as soon as it is there."""
+        return await result_of(AsyncTaskiqTask(task_id, self.broker.result_backend))
 
     async def settle(self) -> None:
         """Wait until a worker that runs one task at a time is done with all that was sent to it."""

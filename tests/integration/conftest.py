@@ -14,7 +14,7 @@ import pytest_asyncio
 from tests.integration.client import Client
 from tests.integration.settings import worker_variables
 from tests.integration.transports import TRANSPORTS, ResultFormat, Transport
-from tests.integration.workers import Worker
+from tests.integration.workers import APP, Worker
 from tests.services import require
 
 _SHOWN_LINES = 60
@@ -23,7 +23,8 @@ NewTransport = Callable[..., Transport]
 """Makes a new queue: of this kind, then as the fields of `Transport` say."""
 
 StartWorker = Callable[..., Worker]
-"""Starts a worker: its transport, then options of the command; as keywords, variables beside `worker_variables`."""
+"""Starts a worker: its transport, then options of the command; as keywords, its `app`, and variables beside
+`worker_variables`."""
 
 _running: list[Worker] = []
 
@@ -88,9 +89,9 @@ def _transports() -> Iterator[NewTransport]:
 def _workers(logs: Path) -> Iterator[StartWorker]:
     started: list[Worker] = []
 
-    def start_worker(transport: Transport, *options: str, **variables: str) -> Worker:
+    def start_worker(transport: Transport, *options: str, app: str = APP, **variables: str) -> Worker:
         log = logs / f"worker-{len(started)}.log"
-        worker = Worker(transport, worker_variables() | variables, log, *options)
+        worker = Worker(transport, worker_variables() | variables, log, *options, app=app)
         started.append(worker)
         _running.append(worker)
         return worker

@@ -146,6 +146,7 @@ class RabbitMQ(Transport):
             # A classic queue counts its messages exactly, a quorum queue with a delay.
             task_queues=[Queue(name=self.name, type=QueueType.CLASSIC)],
             dead_letter_queue=Queue(name=self._dead_letters, type=QueueType.CLASSIC),
+            delay_queue=Queue(name=self._delayed, type=QueueType.CLASSIC),
         )
 
     async def unfinished(self) -> int:
@@ -164,11 +165,16 @@ class RabbitMQ(Transport):
             channel = await connection.channel()
             await channel.queue_delete(self.name)
             await channel.queue_delete(self._dead_letters)
+            await channel.queue_delete(self._delayed)
             await channel.exchange_delete(self.name)
 
     @property
     def _dead_letters(self) -> str:
         return f"{self.name}.dead"
+
+    @property
+    def _delayed(self) -> str:
+        return f"{self.name}.delayed"
 
 
 class NatsJetStream(Transport):

@@ -15,6 +15,7 @@ from tests.integration.ledger import wait_for
 from tests.integration.transports import Transport, redis_client
 
 ROOT = Path(__file__).parents[2]
+APP = "tests.integration.worker_app:broker"
 START_SECONDS = 30
 STOP_SECONDS = 30
 
@@ -28,7 +29,7 @@ class Worker:
         settings: Mapping[str, str],
         log: Path,
         *options: str,
-        app: str = "tests.integration.worker_app:broker",
+        app: str = APP,
     ) -> None:
         self.log = log
         self._ended = False

@@ -16,14 +16,14 @@ NAME = PACKAGE.name
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 FLOORS = [
-    {"errors", "ids"},
+    {"environment", "errors", "ids"},
     {"core"},
-    {"config", "tokens", "audit", "rate_limits"},
-    {"acting", "credentials", "results", "runs"},
+    {"config", "tokens", "audit", "rate_limits", "stores"},
+    {"acting", "credentials", "live_policy", "replay", "results", "runs"},
     {"from_config"},
     {"security"},
     {"broker"},
-    {"pipelines"},
+    {"pipelines", "schedules"},
     {"http", "cli"},
 ]
 """From the ground up. What stands on a floor imports from below, and nothing beside it."""

@@ -19,8 +19,9 @@ from taskiq_flow_security.http.api import documents
 from taskiq_flow_security.http.api.endpoints import Endpoints
 from taskiq_flow_security.http.api.failures import on_http_exception, on_unexpected_error
 from taskiq_flow_security.http.api.live import Live
+from taskiq_flow_security.http.api.policy import PolicyEndpoints
 from taskiq_flow_security.http.middleware import HTTPSecurityMiddleware
-from taskiq_flow_security.http.rules import Rule, guide_rules
+from taskiq_flow_security.http.rules import Rule, guide_rules, policy_rules
 from taskiq_flow_security.pipelines import Catalogue
 from taskiq_flow_security.security import FlowSecurity
 
@@ -58,7 +59,10 @@ class VisualizationAPI:
         self.broker = broker
         self.security = _secure(broker, config)
         self._catalogue = Catalogue(broker)
-        routes = _routes(Endpoints(self.security, broker, self._catalogue), Live(self.security, self._catalogue))
+        routes = [
+            *_routes(Endpoints(self.security, broker, self._catalogue), Live(self.security, self._catalogue)),
+            *_policy_routes(PolicyEndpoints(self.security.administration)),
+        ]
         app = Starlette(
             routes=[*documents.routes(), Mount(_PREFIX, routes=routes), *routes],
             lifespan=self._lifespan,
@@ -103,7 +107,7 @@ def _secure(broker: AsyncBroker, config: TaskiqFlowConfig | None) -> FlowSecurit
 def rules() -> list[Rule]:
     """Who may use which path of the API."""
     health = (Rule("GET", f"{prefix}/health", "health", public=True) for prefix in ("", _PREFIX))
-    return [*guide_rules(("", _PREFIX)), *health, *documents.public_rules()]
+    return [*guide_rules(("", _PREFIX)), *policy_rules(("", _PREFIX)), *health, *documents.public_rules()]
 
 
 def _routes(endpoints: Endpoints, live: Live) -> list[BaseRoute]:
@@ -119,4 +123,13 @@ def _routes(endpoints: Endpoints, live: Live) -> list[BaseRoute]:
         Route(f"{pipeline}/status", endpoints.status),
         Route(f"{pipeline}/runs/{{run_id}}", endpoints.run),
         WebSocketRoute("/ws", live.serve),
+    ]
+
+
+def _policy_routes(policy: PolicyEndpoints) -> list[BaseRoute]:
+    return [
+        Route("/policy", policy.show),
+        Route("/policy", policy.change, methods=["PATCH"]),
+        Route("/policy/revocations", policy.revoke, methods=["POST"]),
+        Route("/policy/reinstatements", policy.reinstate, methods=["POST"]),
     ]

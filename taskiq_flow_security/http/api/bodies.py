@@ -22,13 +22,12 @@ async def read(request: Request, model: type[M]) -> M:
     should be. NaN and infinities are not JSON (RFC 8259, section 6).
     """
     data = await _read_bytes(request)
-    if not data:
-        return model()
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
+    encoding = request.headers.get("content-encoding", "identity")
+    if data and (media_type != "application/json" or encoding != "identity"):
         raise HTTPException(415, "Send the body as application/json, without a content encoding.")
     try:
-        return model.model_validate(from_json(data, allow_inf_nan=False))
+        return model.model_validate(from_json(data or b"{}", allow_inf_nan=False))
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         places = "; ".join(f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems[:5])

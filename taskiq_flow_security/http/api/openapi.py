@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 import taskiq_flow_security
 from taskiq_flow_security.http.api import models
+from taskiq_flow_security.live_policy import PolicyChange, PolicyDocument, Revocation
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -26,6 +27,8 @@ class Operation(NamedTuple):
     status: int = 200
     body: type[BaseModel] | None = None
     public: bool = False
+    conditional: bool = False
+    """Whether the caller can say which version it wants to change."""
 
 
 OPERATIONS = (
@@ -58,6 +61,22 @@ OPERATIONS = (
     ),
     Operation("get", "/pipelines/{pipeline_id}/status", "get_status", "The latest runs.", models.PipelineStatus),
     Operation("get", "/pipelines/{pipeline_id}/runs/{run_id}", "get_run", "One run.", models.RunDetails),
+    Operation("get", "/policy", "get_policy", "What has been changed at run time.", PolicyDocument),
+    Operation(
+        "patch",
+        "/policy",
+        "change_policy",
+        "Change roles, access control lists or limits: by name, null puts a name back to the settings.",
+        PolicyDocument,
+        body=PolicyChange,
+        conditional=True,
+    ),
+    Operation(
+        "post", "/policy/revocations", "revoke", "Revoke something from now on.", PolicyDocument, body=Revocation
+    ),
+    Operation(
+        "post", "/policy/reinstatements", "reinstate", "Take a revocation back.", PolicyDocument, body=Revocation
+    ),
 )
 
 _PROBLEMS = {
@@ -65,6 +84,7 @@ _PROBLEMS = {
     401: "No credentials, or a token that is not valid.",
     403: "An API key that is not valid, a right that is missing, or a connection that is not encrypted.",
     404: "There is no such pipeline or run.",
+    412: "The policy is at another version than If-Match says.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     422: "The body, or what is in it, does not fit.",
@@ -124,6 +144,7 @@ def _operation(operation: Operation) -> dict[str, JsonValue]:
         *(() if operation.public else _WITH_CREDENTIALS),
         *((404,) if names else ()),
         *(_WITH_BODY if operation.body else ()),
+        *((412,) if operation.conditional else ()),
     ]
     described: dict[str, JsonValue] = {
         "operationId": operation.name,
@@ -143,6 +164,9 @@ def _operation(operation: Operation) -> dict[str, JsonValue]:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
             for name in names
         ]
+    if operation.conditional:
+        version: JsonValue = {"type": "string", "pattern": '^"[0-9]{1,18}"$'}
+        described["parameters"] = [{"name": "If-Match", "in": "header", "required": False, "schema": version}]
     if operation.body is not None:
         described["requestBody"] = {"content": {"application/json": {"schema": _reference(operation.body)}}}
     if operation.public:

@@ -1,7 +1,6 @@
 """Runs and their events in Redis, shared by processes (extra ``redis``). What comes from there is verified."""
 
-from taskiq_flow_security.runs.redis.client import Names
 from taskiq_flow_security.runs.redis.events import RedisRunEvents
 from taskiq_flow_security.runs.redis.store import RedisRunStore
 
-__all__ = ["Names", "RedisRunEvents", "RedisRunStore"]
+__all__ = ["RedisRunEvents", "RedisRunStore"]

@@ -9,14 +9,14 @@ from functools import partial
 
 from redis.asyncio import Redis
 
-from taskiq_flow_security.runs import background
-from taskiq_flow_security.runs.background import PerProcess
 from taskiq_flow_security.runs.events import RunEvent
 from taskiq_flow_security.runs.memory import MemoryRunEvents
-from taskiq_flow_security.runs.redis.client import Names, new_client
 from taskiq_flow_security.runs.redis.listener import Listener
 from taskiq_flow_security.runs.redis.publisher import Publisher
 from taskiq_flow_security.runs.signatures import RunSignatures
+from taskiq_flow_security.stores import background
+from taskiq_flow_security.stores.background import PerProcess
+from taskiq_flow_security.stores.redis import Names, new_client
 
 _FLUSH_SECONDS = 2.0
 

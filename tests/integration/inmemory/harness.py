@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,6 +17,7 @@ from taskiq.message import BrokerMessage
 from taskiq.receiver import Receiver
 
 from taskiq_flow_security import (
+    AccessDeniedError,
     AuthenticationError,
     FlowSecurity,
     FlowSecurityError,
@@ -74,8 +77,12 @@ class AuditTrail(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.entries: list[Entry] = []
+        self.on_change: Callable[[Any], None] = lambda _record: None
+        """Called with each record of something that was changed, which has fields that no other has."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "change", None) is not None:
+            self.on_change(record)
         self.entries.append(Entry(**{field.name: getattr(record, field.name) for field in fields(Entry)}))
 
     def take(self) -> list[Entry]:
@@ -118,6 +125,12 @@ class Queue(InMemoryBroker):
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[bytes] = []
+        self.arriving: list[AckableMessage | bytes] = []
+        """What `listen` is about to yield."""
+
+    async def listen(self) -> AsyncGenerator[AckableMessage | bytes, None]:  # type: ignore[override]  # `InMemoryBroker` does not
+        while self.arriving:
+            yield self.arriving.pop()
 
     async def kick(self, message: BrokerMessage) -> None:
         self.sent.append(message.message)
@@ -137,8 +150,10 @@ class Queue(InMemoryBroker):
             acks += 1
 
         before = dict(self.result_backend.results)
-        callback = (receiver or self.receiver).callback(AckableMessage(data=data, ack=ack))
-        await Context().run(asyncio.create_task, callback)
+        self.arriving.append(AckableMessage(data=data, ack=ack))
+        async with aclosing(self.listen()) as listening:
+            callback = (receiver or self.receiver).callback(await anext(listening))
+            await Context().run(asyncio.create_task, callback)
         after = self.result_backend.results
         return Outcome(
             acks, {task_id: result for task_id, result in after.items() if before.get(task_id) is not result}
@@ -185,7 +200,14 @@ class Process:
         """A message that runs if it is delivered as it is."""
         return await self.kick(self.clean.kicker().with_labels(note="7", urgent=True), [1, 2], scale=3)
 
-    async def refuses(self, data: bytes, reason: str, error: type[FlowSecurityError] = AuthenticationError) -> Outcome:
+    async def refuses(
+        self,
+        data: bytes,
+        reason: str,
+        error: type[FlowSecurityError] = AuthenticationError,
+        *,
+        serves: bool = True,
+    ) -> Outcome:
         """Check that the message is refused as a message should be, and that the process goes on."""
         self.audit.take()
         outcome = await self.broker.deliver(data)
@@ -195,8 +217,13 @@ class Process:
         assert type(outcome.error) is error
         assert outcome.reason == reason
         assert outcome.result.return_value is None
-        await self.serves()
+        if serves:
+            await self.serves()
         return outcome
+
+    async def refuses_authentic(self, data: bytes, reason: str) -> Outcome:
+        """Check that a message is refused which is what its sender has signed."""
+        return await self.refuses(data, reason, AccessDeniedError, serves=False)
 
     async def drops(self, data: bytes, reason: str) -> None:
         """Check that a message which names no task of this process is acked and recorded, and that it goes on."""

@@ -150,11 +150,10 @@ async def test_a_denied_message_resolves_none(process: Process, new_process: New
 
 async def test_a_message_refused_beside_one_that_runs_resolves_none(process: Process) -> None:
     task = _dependent(process, guarded=False)
-    allowed = await process.kick(task)
     forged = write(read(await process.kick(task)).model_copy(update={"args": ["x"]}))
     for _ in range(5):
         await process.broker.deliver(forged)
-        await process.broker.deliver(allowed)
+        await process.broker.deliver(await process.kick(task))
     assert len(process.ran) == 5
     assert _log.count("plain") == 5
 
@@ -193,14 +192,13 @@ async def test_overrides_of_dependencies_are_used_for_allowed_messages_and_resol
         process.broker.dependency_overrides = {plain: override}
     else:
         process.broker.dependency_overrides.update({plain: override})
-    message = await process.kick(task)
-    outcome = await process.broker.deliver(message)
+    outcome = await process.broker.deliver(await process.kick(task))
     assert outcome.result.return_value == "overridden"
     assert _log == ["override"]
     forged = read(await process.kick(task)).model_copy(update={"args": ["x"]})
     await process.refuses(write(forged), "bad_signature")
     assert _log == ["override"]
-    assert (await process.broker.deliver(message)).result.return_value == "overridden"
+    assert (await process.broker.deliver(await process.kick(task))).result.return_value == "overridden"
 
 
 async def test_overrides_of_dependencies_that_their_user_adds_later_are_used(process: Process) -> None:
@@ -210,7 +208,6 @@ async def test_overrides_of_dependencies_that_their_user_adds_later_are_used(pro
     task = process.broker.task("dependent", pipeline="data")(dependent)
     overrides: dict[Any, Any] = {}
     process.broker.dependency_overrides = overrides
-    message = await process.kick(task)
-    await process.broker.deliver(message)
+    await process.broker.deliver(await process.kick(task))
     overrides[plain] = lambda: "overridden"
-    assert (await process.broker.deliver(message)).result.return_value == "overridden"
+    assert (await process.broker.deliver(await process.kick(task))).result.return_value == "overridden"

@@ -14,15 +14,19 @@ from taskiq.exceptions import SendTaskError
 from taskiq_flow_security import (
     AccessDeniedError,
     AuthenticationError,
+    BackendUnavailableError,
     FlowSecurityError,
+    PolicyChange,
     Principal,
     RateLimitExceededError,
     UnsignableMessageError,
     current_principal,
     guard,
 )
+from taskiq_flow_security.rate_limits import RateLimits
 from tests.attacks.forging import PRINCIPAL, SIGNATURE, claims_of, principal_of, read
 from tests.integration.inmemory import tasks
+from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Process
 
 EVERYWHERE = Principal("carol", permissions=["execute"])
@@ -76,6 +80,95 @@ async def test_a_denied_kick_does_not_use_up_a_rate_limit(process: Process) -> N
         with pytest.raises(AccessDeniedError):
             await process.kick(rare, principal=Principal("alice", roles=["viewer"]))
     await process.kick(rare)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"task_rate_limits": {"clean": "2/hour"}},
+        {"pipeline_rate_limits": {"data": "2/hour"}},
+        {"principal_rate_limit": "2/hour"},
+    ],
+    ids=str,
+)
+async def test_kicks_are_limited_by_task_by_pipeline_and_by_principal(
+    new_process: NewProcess, limits: dict[str, Any]
+) -> None:
+    process = new_process(**limits)
+    for _ in range(2):
+        await process.kick(process.clean, [1])
+    with pytest.raises(RateLimitExceededError) as refusal:
+        await process.kick(process.clean, [1])
+    assert 0 < refusal.value.retry_after <= 3600
+    assert process.broker.sent == []
+    await process.kick(process.clean, [1], principal=Principal("carol", roles=["processor"]))
+
+
+async def test_each_limit_counts_what_it_names_and_nothing_else(new_process: NewProcess) -> None:
+    process = new_process(task_rate_limits={"clean": "1/hour"}, pipeline_rate_limits={"data": "3/hour"})
+    await process.kick(process.clean, [1])
+    await process.kick(process.purge, [1])
+    await process.kick(process.purge, [1])
+    with pytest.raises(RateLimitExceededError, match="3 per 1 hour"):
+        await process.kick(process.purge, [1])
+    other = new_process(task_rate_limits={"clean": "1/hour"}, principal_rate_limit="1/hour", rate_limit_enabled=False)
+    for _ in range(3):
+        await other.kick(other.clean, [1])
+
+
+async def test_a_limit_can_be_changed_while_everything_runs(process: Process) -> None:
+    admin = Principal("root", permissions=["admin"])
+    await process.kick(process.clean, [1])
+    change = PolicyChange(task_rate_limits={"clean": "1/hour"})
+    await process.security.administration.change(admin, change)
+    await process.kick(process.clean, [1])
+    with pytest.raises(RateLimitExceededError):
+        await process.kick(process.clean, [1])
+    await process.security.administration.change(admin, PolicyChange(task_rate_limits={"clean": None}))
+    await process.kick(process.clean, [1])
+
+
+async def test_what_runs_is_limited_on_the_worker_where_that_is_asked_for(new_process: NewProcess) -> None:
+    api, worker = new_process(), new_process(rate_limits_on_workers=True, task_rate_limits={"clean": "2/hour"})
+    for _ in range(2):
+        await worker.runs(await api.genuine())
+    await worker.refuses(await api.genuine(), "rate_limit", RateLimitExceededError, serves=False)
+    await worker.runs(await api.kick(api.clean, [1], principal=Principal("carol", roles=["processor"])))
+
+
+async def _nowhere(*_: object) -> None:
+    raise BackendUnavailableError("away")
+
+
+async def test_a_kick_that_cannot_be_counted_is_denied_unless_a_setting_says_otherwise(
+    new_process: NewProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RateLimits, "hit", _nowhere)
+    process = new_process(principal_rate_limit="2/hour")
+    with pytest.raises(BackendUnavailableError):
+        await process.kick(process.clean, [1])
+    other = new_process(principal_rate_limit="2/hour", unsafe_allow_uncounted=True, rate_limits_on_workers=True)
+    process.audit.take()
+    data = await other.kick(other.clean, [1])
+    (uncounted, enqueued) = process.audit.take()
+    assert (uncounted.event, uncounted.reason) == ("task_authz_shadow_deny", "backend_unavailable")
+    assert enqueued.event == "task_enqueued"
+    assert (await other.broker.deliver(data)).acks == 1
+    assert len(other.ran) == 1
+
+
+async def test_a_task_that_cannot_be_counted_waits_until_it_can(
+    new_process: NewProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, worker = new_process(), new_process(rate_limits_on_workers=True, task_rate_limits={"clean": "2/hour"})
+    with monkeypatch.context() as away:
+        away.setattr(RateLimits, "hit", _nowhere)
+        delivered = asyncio.create_task(worker.broker.deliver(await api.genuine()))
+        while not any(entry.reason == "backend_unavailable" for entry in worker.audit.entries):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert worker.ran == []
+    assert (await delivered).acks == 1
+    assert len(worker.ran) == 1
 
 
 def _nest(depth: int) -> list[object]:

@@ -10,7 +10,14 @@ from taskiq import TaskiqResult
 from taskiq.message import TaskiqMessage
 from taskiq_pipelines import Pipeline, PipelineMiddleware
 
-from taskiq_flow_security import AccessDeniedError, AuthenticationError, Principal, current_principal, guard
+from taskiq_flow_security import (
+    AccessDeniedError,
+    AuthenticationError,
+    Principal,
+    RateLimitExceededError,
+    current_principal,
+    guard,
+)
 from tests.attacks.forging import read, relabelled, write
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR
@@ -235,3 +242,19 @@ async def test_a_step_beyond_the_rate_limit_of_its_task_fails_the_pipeline(
             waiting.append(await Pipeline(steps.broker, steps.first).call_next(rare).kiq(value))
     await steps.run()
     assert steps.result(waiting[1].task_id).is_err
+
+
+@each_position
+async def test_a_pipeline_counts_once_against_its_limit_however_many_steps_it_has(
+    new_process: NewProcess, position: str
+) -> None:
+    steps = Steps(new_process, position, pipeline_rate_limits={"data": "2/hour"}, principal_rate_limit="2/hour")
+    waiting = []
+    with steps.process.security.acting_as(PROCESSOR):
+        for value in range(2):
+            pipeline = Pipeline(steps.broker, steps.first).call_next(steps.first).call_next(steps.first)
+            waiting.append(await pipeline.kiq(value))
+        with pytest.raises(RateLimitExceededError):
+            await Pipeline(steps.broker, steps.first).kiq(0)
+    await steps.run()
+    assert not any(steps.result(task.task_id).is_err for task in waiting)

@@ -182,6 +182,35 @@ async def test_a_task_whose_principal_expires_while_it_runs_and_fails_is_acked_a
 
 
 @each_position
+@pytest.mark.parametrize("waits", [59, 71])
+async def test_a_retry_waits_as_long_as_its_task_allows_and_no_longer(retrying: MakeProcess, waits: int) -> None:
+    process = retrying()
+    await process.broker.deliver(await process.kick(_failing(process, queue_ttl=60), [1]))
+    process.ran.clear()
+    process.clock.now += waits
+    outcome = await process.broker.deliver(process.broker.take())
+    assert len(process.ran) == (waits == 59)
+    if waits == 71:
+        assert outcome.reason == "expired"
+
+
+@each_position
+async def test_no_retry_outlives_the_principal_however_often_a_task_fails(retrying: MakeProcess) -> None:
+    process = retrying(queue_ttl=3600, principal_ttl=7200)
+    message = await process.kick(_failing(process).kicker().with_labels(max_retries=100), [1])
+    principal = principal_of(read(message))
+    for _ in range(2):
+        process.clock.now += 3599
+        await process.broker.deliver(message)
+        message = process.broker.take()
+        assert principal_of(read(message)) == principal
+    process.clock.now += 3599
+    outcome = await process.broker.deliver(message)
+    assert (outcome.reason, process.broker.sent) == ("expired", [])
+    assert len(process.ran) == 2
+
+
+@each_position
 async def test_a_task_that_fails_and_has_used_up_its_rate_limit_is_acked_and_answered(retrying: MakeProcess) -> None:
     process = retrying()
 

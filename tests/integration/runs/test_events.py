@@ -152,6 +152,7 @@ async def test_what_was_sent_but_not_confirmed_is_not_seen_twice(deployment: Dep
     async with here.run_events.subscribe("data") as subscription:
         there.run_events.publish(event(0))
         assert await take(subscription, 1) == [event(0)]
+        await there.run_events.flush()  # until that is confirmed, which it may not be yet
         proxy.drop_answers()
         there.run_events.publish(event(1))
         assert await take(subscription, 1) == [event(1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import math
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.formatters.json_formatter import JSONFormatter
 from taskiq.message import TaskiqMessage
 from taskiq.serializers import CBORSerializer, JSONSerializer, MSGPackSerializer, ORJSONSerializer
+from taskiq.utils import maybe_awaitable
 
 from taskiq_flow_security import FlowSecurity, Principal, SecurityMiddleware, TaskiqFlowConfig
 from taskiq_flow_security.broker import delivery as deliveries
@@ -72,7 +74,7 @@ def wire(name: str) -> Wire:
         else:
             broker.with_serializer((SERIALIZERS | LOSSY)[name]())
         for middleware in broker.middlewares:
-            middleware.startup()
+            asyncio.run(maybe_awaitable(middleware.startup()))
         brokers.append(broker)
     return Wire(*brokers)
 

@@ -27,7 +27,7 @@ RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())
 ED = ed25519.Ed25519PrivateKey.generate()
 PRIVATE: dict[str, Any] = {"RS256": RSA, "ES256": EC, "EdDSA": ED}
-CLAIMS: dict[str, Any] = {"sub": "alice", "roles": ["processor"], "exp": time.time() + 600}
+CLAIMS: dict[str, Any] = {"sub": "alice", "roles": ["processor"], "exp": time.time() + 36_000}
 
 
 def pem(alg: str) -> str:
@@ -162,7 +162,7 @@ def test_a_small_rsa_key_and_another_curve_are_configuration_errors() -> None:
         ({"exp": True}, "invalid_claims"),
         ({"exp": 1}, "expired"),
         ({"exp": -1}, "expired"),
-        ({"nbf": time.time() + 600}, "not_yet_valid"),
+        ({"nbf": time.time() + 36_000}, "not_yet_valid"),
         ({"nbf": []}, "invalid_claims"),
         ({"aud": "another"}, "wrong_audience"),
     ],

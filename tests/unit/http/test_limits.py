@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from taskiq_flow_security import ConfigurationError, FlowSecurity, Principal, RateLimitExceededError, TaskiqFlowConfig
+from taskiq_flow_security import (
+    ConfigurationError,
+    FlowSecurity,
+    PolicyChange,
+    Principal,
+    RateLimitExceededError,
+    TaskiqFlowConfig,
+)
 from taskiq_flow_security.http.clients import Client
 from taskiq_flow_security.http.limits import DEFAULTS, EndpointLimits, FailedLogins
 from taskiq_flow_security.http.rules import guide_rules
@@ -20,7 +27,7 @@ ENDPOINTS = frozenset(rule.endpoint for rule in guide_rules())
 
 def made(**settings: Any) -> tuple[EndpointLimits, FlowSecurity]:
     security = FlowSecurity(TaskiqFlowConfig(jwt_secret=SECRET, **{"api_keys": API_KEYS, **settings}))
-    limits = EndpointLimits(security.config, RateLimits("memory://"), security.api_keys, ENDPOINTS)
+    limits = EndpointLimits(security.config, RateLimits("memory://"), security.api_keys, security.live, ENDPOINTS)
     return limits, security
 
 
@@ -138,3 +145,18 @@ async def test_what_is_remembered_of_addresses_is_bounded(monkeypatch: pytest.Mo
         with pytest.raises(RateLimitExceededError):
             await failed.count(client, NOW)
     assert len(failed._shut_out) == 100
+
+
+async def test_limits_can_be_changed_while_everything_runs() -> None:
+    limits, security = made(rate_limits={"get_dag": "2/hour"})
+    admin = Principal("root", permissions=["admin"])
+    somebody = Principal("ada", ["viewer"])
+    assert await allowed(limits, "get_dag", somebody) == 2
+    change = PolicyChange(rate_limits={"get_dag": "5/hour"}, role_rate_limits={"viewer": {"get_status": "1/hour"}})
+    await security.administration.change(admin, change)
+    assert await allowed(limits, "get_dag", Principal("bob")) == 5
+    assert await allowed(limits, "get_status", somebody) == 1
+    back = PolicyChange(rate_limits={"get_dag": None}, role_rate_limits={"viewer": None})
+    await security.administration.change(admin, back)
+    assert await allowed(limits, "get_dag", Principal("eve")) == 2
+    assert await allowed(limits, "get_status", Principal("eve", ["viewer"])) == 30

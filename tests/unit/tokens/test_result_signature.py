@@ -99,7 +99,7 @@ def test_the_signature_of_a_message_is_not_one_of_a_result_nor_the_reverse(alg: 
     message_signature, _ = messages.sign(DATA, NOW, NOW + 600)
     assert reason(message_signature, spec(alg=alg)) == "malformed"
     with pytest.raises(AuthenticationError):
-        messages.verify(signature(by=signer(spec(alg=alg))), DATA, NOW)
+        messages.read(signature(by=signer(spec(alg=alg))), DATA, NOW)
 
 
 @pytest.mark.parametrize("use", [Use.SEND, Use.ISSUE])

@@ -58,6 +58,14 @@ class Names(NamedTuple):
         """The key of the list of a pipeline's latest runs."""
         return self._name("runs", pipeline_id)
 
+    def messages(self, kid: str) -> str:
+        """What the keys of all messages start with that are signed with a key. The `jti` follows."""
+        return self._name("message", kid, "")
+
+    def policy(self) -> str:
+        """The key of what is changed at run time."""
+        return self._name("policy")
+
     def _name(self, *parts: str) -> str:
         quoted = (quote(part, safe="", errors="surrogatepass") for part in (self.environment, *parts))
         return ":".join(("taskiq-flow-security", *quoted))

@@ -45,7 +45,7 @@ class _Thread:
             with self._starting:
                 if self._loop is None:
                     loop = asyncio.new_event_loop()
-                    threading.Thread(target=loop.run_forever, name="taskiq-flow-security-runs", daemon=True).start()
+                    threading.Thread(target=loop.run_forever, name="taskiq-flow-security-stores", daemon=True).start()
                     self._loop = loop
         return self._loop
 

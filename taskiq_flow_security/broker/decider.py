@@ -1,0 +1,178 @@
+"""The receiving side, once a message is verified: decides by this process's own policy, before anything runs."""
+
+from __future__ import annotations
+
+import logging
+from itertools import chain, repeat
+
+from taskiq.abc.broker import AsyncBroker
+from taskiq.acks import parse_acknowledge_type
+from taskiq.message import TaskiqMessage
+
+from taskiq_flow_security import acting
+from taskiq_flow_security.acting import Acting
+from taskiq_flow_security.broker import delivery as deliveries
+from taskiq_flow_security.broker import refusal
+from taskiq_flow_security.broker.access_requests import access_denied, access_request, registered_pipeline
+from taskiq_flow_security.broker.arrivals import ended_within
+from taskiq_flow_security.broker.delivery import Delivery
+from taskiq_flow_security.broker.kick_limits import KickLimits
+from taskiq_flow_security.broker.task_events import record_arrival_allowed, record_arrival_denied
+from taskiq_flow_security.broker.verifier import Verifier, internal_error
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL
+from taskiq_flow_security.core.policy import AccessRequest
+from taskiq_flow_security.core.principal import ANONYMOUS, Principal
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import (
+    AccessDeniedError,
+    AuthenticationError,
+    BackendUnavailableError,
+    FlowSecurityError,
+    RateLimitExceededError,
+)
+from taskiq_flow_security.ids import new_id
+from taskiq_flow_security.security import FlowSecurity
+
+_logger = logging.getLogger(__name__)
+
+_PAUSES = (0.1, 0.2, 0.5, 1.0)
+"""Seconds between two attempts to decide while what a decision needs is away; the last goes on and on."""
+
+
+class Decider:
+    """Decides about the verified messages that one broker receives."""
+
+    def __init__(self, security: FlowSecurity, broker: AsyncBroker, verifier: Verifier) -> None:
+        self._security = security
+        self._broker = broker
+        self._verifier = verifier
+        self._limits = KickLimits(security)
+
+    async def admit(self, message: TaskiqMessage) -> Delivery:
+        """Decide whether the message may run, and act as its principal if so.
+
+        Where the delivery that is returned was not admitted, `refuse` has to follow. Where nobody can tell, it waits,
+        and so does the message at its broker. Raises `BackendUnavailableError`, so that it is not acked, where the
+        worker ends meanwhile.
+        """
+        delivery = deliveries.current.get()
+        arrived = None if delivery is None or delivery.decided else (delivery.task_id, delivery.task_name)
+        if delivery is None or arrived != (message.task_id, message.task_name):
+            delivery = self._verifier.reject_unverified(message)
+        if delivery.token is not None and delivery.signature is not None and delivery.error is None:
+            try:
+                delivery.error = await self._decide(message, delivery)
+            except BackendUnavailableError:
+                raise  # so that it is not acked
+            except Exception:
+                _logger.exception("A message cannot be decided about because of an unexpected error.")
+                delivery.error = internal_error()
+                record_arrival_denied(self._security, message, delivery, delivery.error)
+        if delivery.error is None or self._security.monitoring:
+            self._let_run(message, delivery)
+        return delivery
+
+    async def refuse(self, message: TaskiqMessage, delivery: Delivery) -> None:
+        """Make the receiver refuse a message that was not admitted."""
+        acting.become(None)
+        if not delivery.keep_result:
+            delivery.keep_result = await refusal.result_exists(self._broker, message.task_id)
+        if delivery.keep_result:
+            # A copy of a message that was answered before: its labels must not lead anybody to other results.
+            refusal.empty(message)
+        refusal.refuse(message, delivery, delivery.error or internal_error())
+
+    async def _decide(self, message: TaskiqMessage, delivery: Delivery) -> FlowSecurityError | None:
+        """Why the message may not run, recorded; or ``None``, recorded too."""
+        security, waited = self._security, False
+        for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
+            try:
+                if waited:
+                    self._check_times(delivery)
+                await self._decide_now(message, delivery)
+            except BackendUnavailableError as error:
+                if not waited:
+                    record_arrival_denied(security, message, delivery, error)
+                if security.monitoring or delivery.ended is None:
+                    return error
+                if await ended_within(pause, delivery.ended):
+                    if delivery.kept:
+                        raise
+                    return error
+                waited = True
+            except (AccessDeniedError, AuthenticationError, RateLimitExceededError) as error:
+                record_arrival_denied(security, message, delivery, error)
+                return error
+            else:
+                record_arrival_allowed(security, message, delivery)
+                return None
+        raise AssertionError("the pauses never end")
+
+    def _check_times(self, delivery: Delivery) -> None:
+        assert delivery.token is not None  # it was verified
+        assert delivery.signature is not None
+        now = self._security.clock()
+        self._security.messages.check_times(delivery.signature, now)
+        self._security.principals.check_times(delivery.token, now)
+
+    async def _decide_now(self, message: TaskiqMessage, delivery: Delivery) -> None:
+        """Raise `AccessDeniedError` or `RateLimitExceededError` for what may not run, and `BackendUnavailableError`
+        where nobody can tell now.
+        """
+        security, token = self._security, delivery.token
+        signature, principal = delivery.signature, delivery.principal
+        assert token is not None  # it was verified
+        assert signature is not None
+        assert principal is not None
+        if signature.denied is not None:
+            raise AccessDeniedError(signature.denied, "The process that wanted to kick this task may not.")
+        _check_ack_type(message)
+        if security.live.in_force.revocations is not None:
+            for jti, issued_at in ((token.jti, token.issued_at), (signature.jti, signature.issued_at)):
+                if (rule := security.revoked(jti, issued_at)) is not None:
+                    raise AccessDeniedError(Reason.REVOKED, f"The message or its principal has been revoked ({rule}).")
+        request = delivery.request = access_request(message, delivery.task)
+        decision = delivery.decision = security.decide(principal, request)
+        if decision.reason is Reason.POLICY_STALE:
+            raise BackendUnavailableError("Nobody can tell now what the policy is.")
+        if not decision.allowed:
+            raise access_denied(principal, request, decision)
+        if security.config.rate_limits_on_workers:
+            await self._count(message, delivery, principal, request)
+
+    async def _count(
+        self, message: TaskiqMessage, delivery: Delivery, principal: Principal, request: AccessRequest
+    ) -> None:
+        try:
+            await self._limits.count_run(principal, request)
+        except BackendUnavailableError as error:
+            if not self._security.config.unsafe_allow_uncounted:
+                raise
+            record_arrival_denied(self._security, message, delivery, error, shadow=True)
+
+    def _let_run(self, message: TaskiqMessage, delivery: Delivery) -> None:
+        token, signature = delivery.token, delivery.signature
+        principal = delivery.admitted = delivery.principal or ANONYMOUS
+        acting.become(
+            Acting(
+                principal,
+                new_id() if token is None else token.txn,
+                self._security,
+                # What is known by registration is known in every process.
+                message.labels.get(PIPELINE_LABEL) if registered_pipeline(delivery.task) is None else None,
+                token,
+                () if signature is None else signature.delegation.actors,
+                received=token is not None,
+            )
+        )
+
+
+def _check_ack_type(message: TaskiqMessage) -> None:
+    """The receiver reads this label outside of any ``try`` (TaskIQ 0.13): a wrong one would never be acked."""
+    ack_type = message.labels.get("ack_type")
+    if ack_type is None:
+        return
+    try:
+        parse_acknowledge_type(ack_type)
+    except ValueError:
+        raise AccessDeniedError(Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows.") from None

@@ -1,0 +1,78 @@
+"""A policy as signed bytes, for a store that others can write to.
+
+First a compact JWS (RFC 7515) of its own ``typ``, which names the environment and the digest of what follows; then,
+after a line break, the document as JSON. It is signed as principals are (`Use.ISSUE`): who can say who somebody is can
+say what they may do, and a worker with asymmetric keys can do neither.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
+
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
+from taskiq_flow_security.live_policy.document import PolicyDocument
+from taskiq_flow_security.tokens import jws
+from taskiq_flow_security.tokens.jws import JwsHeader
+from taskiq_flow_security.tokens.keyring import Keyring, Use
+
+MAX_BYTES = 4 * 1024 * 1024
+"""Of what is longer nothing is read."""
+
+_TYP = "taskiq-policy+jwt"
+
+
+class _Claims(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    aud: str
+    iat: int
+    sha256: str
+
+
+class PolicySigner:
+    """Signs and verifies policies. `audience` names the environment."""
+
+    def __init__(self, keyring: Keyring, audience: str, leeway: float) -> None:
+        self._keyring = keyring
+        self._audience = audience
+        self._leeway = leeway
+
+    def sign(self, document: PolicyDocument, now: float) -> bytes:
+        """The document, signed. A key that it revokes does not sign it.
+
+        Raises `AuthenticationError` where this process has no other key to issue with, and `ConfigurationError` for a
+        document that is too long.
+        """
+        body = to_json(document)
+        if len(body) > MAX_BYTES - jws.MAX_BYTES:
+            raise ConfigurationError(
+                f"What is changed at run time may have {MAX_BYTES} bytes; put what stays into the settings."
+            )
+        key = self._keyring.without(document.revoked.signing_key).signer(Use.ISSUE, now)
+        protected = jws.encode_segment(to_json(JwsHeader(alg=key.alg, kid=key.kid, typ=_TYP)))
+        claims = _Claims(aud=self._audience, iat=int(now), sha256=sha256(body).hexdigest())
+        payload = jws.encode_segment(to_json(claims))
+        return b"".join((protected, b".", payload, b".", jws.sign(key, protected, payload), b"\n", body))
+
+    def read(self, signed: bytes, now: float) -> PolicyDocument:
+        """The document that was signed, or `AuthenticationError`. Whoever signed must not be revoked by it."""
+        text, _, body = signed.partition(b"\n")
+        token = jws.parse(text.decode("latin-1"))
+        header = jws.read_header(token, JwsHeader, _TYP)
+        jws.verify(token, header.alg, token.payload, self._keyring.verifier(Use.ISSUE, header.kid, now, self._leeway))
+        try:
+            claims = _Claims.model_validate_json(jws.decode_segment(token.payload))
+            if claims.aud != self._audience:
+                raise AuthenticationError(Reason.WRONG_AUDIENCE, "The policy is for another environment.")
+            if claims.sha256 != sha256(body).hexdigest():
+                raise AuthenticationError(Reason.BAD_SIGNATURE, "The policy was altered after it was signed.")
+            document = PolicyDocument.model_validate_json(body)
+        except ValidationError:
+            raise AuthenticationError(Reason.INVALID_CLAIMS, "The policy is not as it should be.") from None
+        if header.kid in document.revoked.signing_key:
+            raise AuthenticationError(Reason.REVOKED, "The key that signed the policy is revoked by it.")
+        return document

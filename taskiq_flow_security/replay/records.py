@@ -1,0 +1,38 @@
+"""What is remembered of a message, and by whom.
+
+It is known by the `jti` of its signature and by the key: no holder of another key can make a message that is taken for
+it. A retry or requeue is signed anew, and is another message.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from taskiq_flow_security.tokens.message_signature import MessageSignature
+
+
+class Progress(Enum):
+    """How far a message has come."""
+
+    STARTED = "started"
+    COMPLETED = "completed"
+
+
+class SharedReplays(Protocol):
+    """What processes remember together. Each operation raises `BackendUnavailableError` if it is not possible now."""
+
+    async def progress(self, message: MessageSignature) -> Progress | None:
+        """How far the message has come; ``None`` if nothing is known of it."""
+
+    async def claim(self, message: MessageSignature, claimant: str) -> Progress | None:
+        """Note that the message starts, if nothing is known of it; else how far it has come.
+
+        One claimant gets it, whoever tries at the same moment; and gets it again, in case the answer was lost.
+        """
+
+    async def complete(self, message: MessageSignature) -> None:
+        """Note that the message has completed."""
+
+    async def close(self) -> None:
+        """Let go of connections. What comes later makes new ones."""

@@ -1,0 +1,245 @@
+"""Processes that share a Redis have the same policy within a second, and none that anybody else has made."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import weakref
+from collections.abc import Callable
+
+import pytest
+from redis.asyncio import Redis
+
+from taskiq_flow_security import (
+    AuthenticationError,
+    BackendUnavailableError,
+    FlowSecurity,
+    PolicyChange,
+    PolicyConflictError,
+    Principal,
+    Revocation,
+)
+from taskiq_flow_security.live_policy import live
+from taskiq_flow_security.stores.redis import Names
+from tests.integration.runs.processes import Deployment
+from tests.integration.runs.proxy import Proxy
+from tests.unit.tokens.keys import OTHER_SECRET, PRIVATE, private_pem, public_pem
+
+ADMIN = Principal("root", permissions=["admin"])
+ADA = Principal("ada", permissions=["execute"])
+SECONDS = 1.0
+"""In which a change has to be everywhere."""
+
+EVERYTHING = PolicyChange(pipeline_acls={"data": {"execute": ["ops"]}}, roles={"ada": ["ops"]})
+
+
+def allows(security: FlowSecurity, principal: Principal = ADA) -> bool:
+    return security.explain(principal, pipeline="data").allowed
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until something has been seen that nobody tells of."""
+
+    async def wait() -> None:
+        while not condition():  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(wait(), seconds)
+
+
+def key_of(deployment: Deployment) -> str:
+    return Names(deployment.environment).policy()
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the store more often, for what takes several looks."""
+    monkeypatch.setattr(live, "INTERVAL", 0.03)
+
+
+async def test_a_change_is_in_force_everywhere_within_a_second(deployment: Deployment) -> None:
+    one, other = deployment.process(), deployment.process()
+    assert allows(one)
+    assert allows(other)
+    await one.administration.revoke(ADMIN, Revocation(subject="ada"))
+    assert not allows(one)
+    await until(lambda: not allows(other), SECONDS)
+    await other.administration.reinstate(ADMIN, Revocation(subject="ada"))
+    assert allows(other)
+    await until(lambda: allows(one), SECONDS)
+
+
+async def test_who_starts_later_begins_with_what_is_in_force(deployment: Deployment) -> None:
+    await deployment.process().administration.revoke(ADMIN, Revocation(subject="ada"))
+    late = deployment.process()
+    assert late.explain(ADA, pipeline="data").reason == "revoked"
+    with pytest.raises(AuthenticationError):
+        await deployment.process(api_keys={"k" * 32: {"role": "x", "subject": "ada"}}).authenticate(api_key="k" * 32)
+
+
+async def test_changes_at_the_same_time_are_all_made(deployment: Deployment) -> None:
+    processes = [deployment.process() for _ in range(4)]
+    await asyncio.gather(
+        *(
+            process.administration.change(ADMIN, PolicyChange(roles={f"user-{number}": ["x"]}))
+            for number, process in enumerate(processes)
+        )
+    )
+    last = deployment.process()
+    await last.live.catch_up()
+    assert last.live.document.version == 4
+    assert set(last.live.document.roles) == {f"user-{number}" for number in range(4)}
+
+
+async def test_of_two_changes_to_one_version_one_is_made(deployment: Deployment) -> None:
+    one, other = deployment.process(), deployment.process()
+    made = await asyncio.gather(
+        one.administration.change(ADMIN, PolicyChange(roles={"ada": ["a"]}), version=0),
+        other.administration.change(ADMIN, PolicyChange(roles={"ada": ["b"]}), version=0),
+        return_exceptions=True,
+    )
+    assert sorted(type(outcome).__name__ for outcome in made) == ["PolicyConflictError", "PolicyDocument"]
+    assert any(isinstance(outcome, PolicyConflictError) for outcome in made)
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_policy_that_is_deleted_is_put_back(deployment: Deployment, redis: Redis) -> None:
+    one = deployment.process()
+    await one.administration.revoke(ADMIN, Revocation(subject="ada"))
+    kept = await redis.getdel(key_of(deployment))
+    while await redis.get(key_of(deployment)) != kept:  # noqa: ASYNC110 (nobody tells)
+        await asyncio.sleep(0.01)
+    assert not allows(deployment.process())
+
+
+@pytest.mark.usefixtures("often")
+async def test_an_old_policy_that_is_brought_back_counts_nowhere_and_is_replaced(
+    deployment: Deployment, redis: Redis
+) -> None:
+    one, other = deployment.process(), deployment.process()
+    await one.administration.change(ADMIN, PolicyChange(roles={"bob": ["x"]}))
+    old = await redis.get(key_of(deployment))
+    assert isinstance(old, bytes)
+    await one.administration.revoke(ADMIN, Revocation(subject="ada"))
+    await until(lambda: not allows(other))
+    newest = await redis.get(key_of(deployment))
+    await redis.set(key_of(deployment), old)
+    while await redis.get(key_of(deployment)) != newest:
+        assert not allows(one)
+        assert not allows(other)
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("garbage", [b"", b"x", b"a.b.c\n{}", b"{}", b"x" * 5_000_000], ids=len)
+async def test_what_nobody_has_signed_counts_nowhere_and_is_replaced(
+    deployment: Deployment, redis: Redis, garbage: bytes
+) -> None:
+    one = deployment.process()
+    await one.administration.revoke(ADMIN, Revocation(subject="ada"))
+    newest = await redis.get(key_of(deployment))
+    await redis.set(key_of(deployment), garbage)
+    while await redis.get(key_of(deployment)) != newest:
+        assert not allows(one)
+        await asyncio.sleep(0.01)
+
+
+async def test_who_finds_what_nobody_has_signed_denies_everything_until_it_is_put_right(
+    deployment: Deployment, redis: Redis, often: None
+) -> None:
+    await redis.set(key_of(deployment), b"garbage")
+    alone = deployment.process()
+    assert alone.explain(ADA, pipeline="data").reason == "policy_stale"
+    with pytest.raises(BackendUnavailableError):
+        await alone.authenticate(api_key="whatever")
+    await redis.delete(key_of(deployment))
+    await until(lambda: allows(alone))
+
+
+async def test_another_environments_policy_is_not_believed(deployment: Deployment, redis: Redis) -> None:
+    elsewhere = Deployment()
+    await elsewhere.process().administration.change(ADMIN, EVERYTHING)
+    await redis.rename(key_of(elsewhere), key_of(deployment))
+    assert deployment.process().explain(ADA, pipeline="data").reason == "policy_stale"
+
+
+async def test_a_worker_that_can_only_send_can_change_nothing_whatever_it_writes(
+    deployment: Deployment, redis: Redis
+) -> None:
+    issuing = {"kid": "api", "alg": "EdDSA", "uses": ["issue", "send"]}
+    api_keys = [{**issuing, "private_key": private_pem(PRIVATE["EdDSA"])}]
+    worker_keys = [
+        {**issuing, "public_key": public_pem(PRIVATE["EdDSA"])},
+        {"kid": "worker", "alg": "HS256", "uses": ["send"], "secret": OTHER_SECRET},
+    ]
+    worker = deployment.process(signing_keys=worker_keys)
+    with pytest.raises(AuthenticationError) as refusal:
+        await worker.administration.change(ADMIN, EVERYTHING)
+    assert refusal.value.reason == "cannot_issue"
+    api = deployment.process(signing_keys=api_keys)
+    await api.administration.revoke(ADMIN, Revocation(subject="ada"))
+    await until(lambda: not allows(worker), SECONDS)
+
+
+async def test_a_process_keeps_the_last_policy_for_a_while_then_denies_and_goes_on_when_the_store_is_back(
+    deployment: Deployment, proxy: Proxy, often: None
+) -> None:
+    security = deployment.process(url=proxy.url, policy_max_age=0.5)
+    await security.administration.change(ADMIN, PolicyChange(roles={"bob": ["x"]}))
+    await proxy.close()
+    assert allows(security)
+    await until(lambda: not allows(security))
+    assert security.explain(ADA, pipeline="data").reason == "policy_stale"
+    with pytest.raises(BackendUnavailableError):
+        await security.administration.revoke(ADMIN, Revocation(subject="ada"))
+    await proxy.open()
+    await until(lambda: allows(security))
+    assert security.live.document.roles == {"bob": ["x"]}
+
+
+async def test_a_store_that_does_not_answer_is_one_that_is_away(
+    deployment: Deployment, proxy: Proxy, often: None
+) -> None:
+    security = deployment.process(url=proxy.url, policy_max_age=0.5)
+    await security.live.catch_up()
+    proxy.freeze()
+    await until(lambda: not allows(security))
+    proxy.thaw()
+    await until(lambda: allows(security))
+
+
+async def test_who_starts_while_the_store_is_away_denies_until_it_is_there(
+    deployment: Deployment, proxy: Proxy, often: None
+) -> None:
+    await proxy.close()
+    security = deployment.process(url=proxy.url)
+    await security.live.catch_up()
+    assert not allows(security)
+    await proxy.open()
+    await until(lambda: allows(security))
+
+
+async def test_a_forked_process_looks_at_the_store_for_itself(deployment: Deployment) -> None:
+    security = deployment.process()
+    await security.live.catch_up()
+    await deployment.process().administration.revoke(ADMIN, Revocation(subject="ada"))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if security.explain(ADA, pipeline="data").reason == "revoked" else 1)
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    security_again = deployment.process()
+    assert not allows(security_again)
+
+
+async def test_what_nobody_uses_any_more_stops_looking(deployment: Deployment, often: None) -> None:
+    security = FlowSecurity(deployment.process().config)
+    before = set(live._tasks)
+    await security.live.catch_up()
+    (looking,) = live._tasks - before
+    unused = weakref.ref(security.live)
+    del security
+    gc.collect()
+    assert unused() is None
+    await until(looking.done)
