@@ -36,6 +36,8 @@ class Acting:
 
 _acting: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_acting", default=None)
 
+_firing: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_firing", default=None)
+
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
     # A process pool forks a worker in the context of the task that needs it first; the next task is somebody else's.
     os.register_at_fork(after_in_child=lambda: _acting.set(None))
@@ -49,6 +51,23 @@ def current() -> Acting | None:
 def become(acting: Acting | None) -> None:
     """Act as this from here on, to the end of the current context. Prefer `scope`."""
     _acting.set(acting)
+
+
+def fire(acting: Acting | None) -> None:
+    """Let the next kick of the schedule that this acts for be in its name, and nothing else."""
+    _firing.set(acting)
+
+
+def firing(schedule: object) -> Acting | None:
+    """In whose name the schedule of this id is sent, if it is the one that is due here."""
+    acting = _firing.get()
+    return acting if acting is not None and acting.schedule == schedule else None
+
+
+def fired(schedule: object) -> None:
+    """What the schedule of this id stands for is sent, or will not be."""
+    if firing(schedule) is not None:
+        _firing.set(None)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.labels import LabelType
 from taskiq.message import BrokerMessage, TaskiqMessage
 
+from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker import refusal, run_events, signed_json, wire
@@ -76,9 +77,10 @@ class Sender:
         """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
         kick = Kick(message)
         try:
-            await self.decide(kick)
+            self.decide(kick)
+            await self.count(kick)
         except Exception as error:  # noqa: BLE001 (whatever it is, the kick is denied)
-            denial = error if isinstance(error, FlowSecurityError) else _internal_error(error)
+            denial = denial_of(error)
         else:
             self._remember(kick)
             return
@@ -86,6 +88,7 @@ class Sender:
         if self._security.monitoring:
             return
         if not self.kicked_by_hook(message):
+            acting.fired(message.labels.get(SCHEDULE_LABEL))
             raise denial
         # An exception would keep the receiver from acking (`on_error`) or only be logged (`post_save`), and somebody
         # would wait for ever. So the message is sent for the worker that gets it to refuse.
@@ -103,8 +106,8 @@ class Sender:
             self._decided.pop(next(iter(self._decided)), None)
         self._decided[kick.message.task_id] = kick.decision
 
-    async def decide(self, kick: Kick) -> None:
-        """Decide about a kick, or raise a `FlowSecurityError`. Nothing is recorded."""
+    def decide(self, kick: Kick) -> None:
+        """Decide about a kick, or raise a `FlowSecurityError`. Nothing is recorded or counted."""
         security, message = self._security, kick.message
         task = self._broker.find_task(message.task_name)
         _check_shared_labels(task)
@@ -127,10 +130,15 @@ class Sender:
             )
         now = security.clock()
         security.token_for(actor, now, self._expiry(message, now))  # while it can be said in the caller
-        if self._limits.apply_to(request) and not self._retries(message):
-            await self._count(kick, actor, request)
 
-    async def _count(self, kick: Kick, actor: Acting, request: AccessRequest) -> None:
+    async def count(self, kick: Kick) -> None:
+        """Count a kick, unless a worker is to decide. Raises `RateLimitExceededError`, or `BackendUnavailableError`."""
+        actor, request, decision = kick.actor, kick.request, kick.decision
+        assert actor is not None  # it was decided about
+        assert request is not None
+        assert decision is not None
+        if not decision.allowed or not self._limits.apply_to(request) or self._retries(kick.message):
+            return
         try:
             await self._limits.count(actor.principal, request, by_hook=self.kicked_by_hook(kick.message))
         except BackendUnavailableError as error:
@@ -153,6 +161,8 @@ class Sender:
             if not self._security.monitoring:
                 raise
             return None
+        finally:
+            acting.fired(message.labels.get(SCHEDULE_LABEL))
 
     def _sign(self, message: TaskiqMessage, given: object, inner: TaskiqFormatter) -> BrokerMessage:
         security = self._security
@@ -273,9 +283,10 @@ class Sender:
 
     def _actor_of(self, given: object, message: TaskiqMessage) -> Acting:
         """Who kicks: the principal that the message was given explicitly, else the one that acts here."""
-        actor = self._security.actor()
-        if actor is not None and actor.schedule is not None and message.labels.get(SCHEDULE_LABEL) == actor.schedule:
+        actor = acting.firing(message.labels.get(SCHEDULE_LABEL))
+        if actor is not None and actor.owner is self._security:
             return actor  # whose grant has been verified; the labels are those that were stored with it
+        actor = self._security.actor()
         if actor is not None and given is not None and actor.received and actor.token and given == actor.token.text:
             given = None  # it is whoever acts here anyway
         if given is not None:
@@ -303,7 +314,10 @@ def _event(actor: Acting, signature: MessageSignature) -> EventName:
     return EventName.TASK_DELEGATED if signature.delegation.actors != actor.actors else EventName.TASK_ENQUEUED
 
 
-def _internal_error(error: Exception) -> FlowSecurityError:
+def denial_of(error: Exception) -> FlowSecurityError:
+    """What a caller is told of whatever kept a decision from being made."""
+    if isinstance(error, FlowSecurityError):
+        return error
     _logger.error("A kick cannot be decided about because of an unexpected error.", exc_info=error)
     return AccessDeniedError(
         Reason.INTERNAL_ERROR, "An unexpected error kept this process from deciding; its log has it."

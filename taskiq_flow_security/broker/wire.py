@@ -120,9 +120,15 @@ def restore(message: TaskiqMessage, payload: bytes) -> None:
 
 
 def schedule_claim(schedule_id: str, message: TaskiqMessage | ScheduledTask) -> ScheduleClaim:
-    """What a principal is issued for that runs this and nothing else, however a store has written it down."""
-    plain = message.model_dump(mode="json", include={"task_name", "args", "kwargs"})
-    digest = sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    """What a principal is issued for that runs this and nothing else, however a store has written it down.
+
+    Raises `UnsignableMessageError` for a value that JSON cannot hold.
+    """
+    try:
+        plain = message.model_dump(mode="json", include={"task_name", "args", "kwargs"})
+        digest = sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _unsignable(error) from None
     return ScheduleClaim(id=schedule_id, sha256=digest)
 
 
@@ -165,7 +171,7 @@ def _prepare_labels(message: TaskiqMessage) -> None:
             message.labels[name], types[name] = prepare_label(value)
 
 
-def _unsignable(error: ValueError) -> UnsignableMessageError:
+def _unsignable(error: Exception) -> UnsignableMessageError:
     # The text of the error quotes the value.
     return UnsignableMessageError(
         "The message cannot be signed: its arguments and labels must be what JSON can hold, as text without lone "
