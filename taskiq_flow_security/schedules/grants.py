@@ -44,6 +44,8 @@ class Grants:
             now,
             until,
             self._sender.delegation(actor, token, message),
+            # One id for both, so that to revoke the schedule is to revoke what it has sent, too.
+            jti=None if token is actor.token else token.jti,
         )
         record_allowed(
             security,

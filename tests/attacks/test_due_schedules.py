@@ -24,6 +24,7 @@ from taskiq_flow_security import (
 from taskiq_flow_security.core.policy import Decision
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL
+from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 from tests.attacks.test_schedules import ADMIN, Deployment, _failing, _retries
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, AuditTrail, Clock
@@ -90,6 +91,17 @@ async def test_who_waits_for_a_retry_is_told_that_it_is_denied_when_it_is_due(
     assert type(answer) is error
     assert answer.args[0] == reason
     assert deployment.store.texts == {}
+
+
+async def test_a_retry_that_is_revoked_leaves_the_principal_of_its_task_as_it_is(
+    deployment: Deployment, audit: AuditTrail
+) -> None:
+    retry = await _retry(deployment)
+    (created,) = (entry for entry in audit.take() if entry.event == "schedule_created")
+    principal = deployment.api.security.principals.verify(retry.labels[PRINCIPAL_LABEL], deployment.api.clock.now)
+    assert created.jti != principal.jti
+    await deployment.scheduler.security.administration.revoke(ADMIN, Revocation(token=created.jti))
+    await deployment.sends_nothing(retry, "revoked", audit)
 
 
 @pytest.mark.parametrize("how", ["subject revoked", "policy narrowed", "grant ended"])
