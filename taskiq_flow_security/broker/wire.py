@@ -126,6 +126,7 @@ def schedule_claim(schedule_id: str, message: TaskiqMessage | ScheduledTask) -> 
     """
     try:
         plain = message.model_dump(mode="json", include={"task_name", "args", "kwargs"})
+        plain["pipeline"] = message.labels.get(PIPELINE_LABEL)
         digest = sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     except (ValueError, TypeError, RecursionError) as error:
         raise _unsignable(error) from None

@@ -580,6 +580,17 @@ async def test_a_key_for_schedules_only_sends_nothing_else_whoever_has_stolen_it
     await firing.worker.runs(queued)
 
 
+async def test_a_key_for_schedules_only_moves_nothing_to_another_pipeline(firing: Deployment) -> None:
+    with firing.api.security.acting_as(Principal("alice", ["processor", "reporter"]), pipeline="data"):
+        await firing.api.loose.schedule_by_cron(firing.source, "* * * * *")
+    stored = firing.store.only
+    moved = _labelled(firing.scheduler.loose, stored.schedule_id).with_labels(pipeline="reports")
+    message = await _stolen(firing.scheduler, stored.labels[PRINCIPAL_LABEL], moved, schedule=stored.schedule_id)
+    await firing.worker.refuses(message, "wrong_task", serves=False)
+    (message,) = await firing.fire(stored)
+    await firing.worker.runs(message)
+
+
 async def test_a_process_with_a_key_for_schedules_only_can_kick_nothing(firing: Deployment) -> None:
     labels = firing.api.security.labels_for(PROCESSOR)
     with pytest.raises(SendTaskError) as refusal:
