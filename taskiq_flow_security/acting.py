@@ -32,6 +32,8 @@ class Acting:
     """Whether the token came with a message. Such a token is passed on as it is and never issued again."""
     schedule: str | None = None
     """The id of the schedule that is due, where the scheduler sends what it stands for."""
+    until: float | None = None
+    """When the grant ends by which it acts: nothing that it sends lasts longer."""
 
 
 _acting: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_acting", default=None)

@@ -170,6 +170,8 @@ class Sender:
         data = wire.to_wire(message)
         expires_at = self._expiry(message, now)
         actor = self._actor_of(given, message)
+        if actor.until is not None:
+            expires_at = min(expires_at, actor.until)
         if actor.token is not None and self.kicked_by_hook(message):
             token = actor.token
         else:

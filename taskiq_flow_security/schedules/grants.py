@@ -81,14 +81,18 @@ class Grants:
     def _ends_at(self, schedule: ScheduledTask, actor: Acting, now: float) -> float:
         """When the grant of a schedule ends. Raises a `FlowSecurityError` where the schedule is due after that."""
         config, principal = self._security.config, actor.principal
+        retried = _retried(schedule)
         ends = [
             now + config.schedule_ttl,
             principal.issued_until,
             principal.expires_at if principal.api_key_id is not None else None,
+            None if retried is None else retried.expires_at,
         ]
         until = min(end for end in ends if end is not None)
         due = now if schedule.time is None else max(now, _timestamp(schedule.time))
         if due > until:
+            if retried is not None:
+                raise AuthenticationError(Reason.EXPIRED, "The retry is due when its message is too old to run.")
             raise UnsignableMessageError(
                 "The schedule is due after its grant would end: once schedule_ttl is over, or the API key or the "
                 "principal's label that it is made with."
@@ -114,6 +118,14 @@ def without_credentials(schedule: ScheduledTask) -> ScheduledTask:
     credentials = (PRINCIPAL_LABEL, SIGNATURE_LABEL)
     labels = {name: value for name, value in schedule.labels.items() if name not in credentials}
     return schedule.model_copy(update={"labels": labels})
+
+
+def _retried(schedule: ScheduledTask) -> MessageSignature | None:
+    """What was signed of the message that a schedule is to run again, if it is made for that: a retry."""
+    delivery = deliveries.current.get()
+    if delivery is None or (delivery.task_id, delivery.task_name) != (schedule.task_id, schedule.task_name):
+        return None
+    return delivery.signature
 
 
 def _timestamp(time: datetime) -> float:

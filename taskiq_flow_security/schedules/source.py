@@ -41,7 +41,7 @@ class ProtectedSchedules(ScheduleSource):
 
     Who schedules a task must be allowed to kick it. What is stored carries a grant, signed: for this schedule of this
     task with these arguments at these times, until `schedule_ttl` is over; where a running task stores it, until the
-    task's own principal expires. The scheduler sends what has such a grant, in
+    task's own principal expires, and for a retry, until its message does. The scheduler sends what has such a grant, in
     the name of who made it, and nothing else; at each firing, scheduler and worker decide by the policy as it is then.
 
     Schedules that stand in code, as labels of tasks, are made by nobody: they run as a service of the settings.
@@ -144,6 +144,7 @@ class ProtectedSchedules(ScheduleSource):
                 actors=signature.delegation.actors,
                 received=True,
                 schedule=schedule.schedule_id,
+                until=signature.expires_at,
             )
             security.schedules.check_times(signature, now)
             if security.revoked(signature.jti, signature.issued_at) is not None:

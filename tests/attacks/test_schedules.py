@@ -30,7 +30,7 @@ from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 from tests.attacks.forging import principal_of, read
 from tests.integration.inmemory.fixtures import NewProcess
-from tests.integration.inmemory.harness import PROCESSOR, VIEWER, AuditTrail, Clock, Process
+from tests.integration.inmemory.harness import PROCESSOR, VIEWER, AuditTrail, Clock, Outcome, Process
 from tests.unit.tokens.keys import OTHER_SECRET, PRIVATE, private_pem, public_pem
 
 ADMIN = Principal("root", permissions=["admin"])
@@ -492,6 +492,50 @@ async def test_a_retry_lasts_no_longer_than_the_principal_of_the_task(
     _failing(deployment.scheduler)
     retry = await _retries(deployment.worker, deployment.store, await deployment.api.kick(fail))
     deployment.api.clock.now += 7200 + 10
+    await deployment.sends_nothing(retry, "expired", audit)
+
+
+async def _retried_after(deployment: Deployment, seconds: float, delay: float = 100, **labels: Any) -> Outcome:
+    """What becomes of a task that fails after so long, and is to run again after that delay."""
+    fail = _failing(deployment.api).kicker().with_labels(**labels)
+    first = await deployment.api.kick(fail)
+    worker = deployment.worker
+
+    @worker.broker.task("fail", pipeline="data", retry_on_error=True)
+    async def fail_late(value: int = 0) -> None:
+        worker.clock.now += seconds
+        raise ValueError
+
+    source = ProtectedSchedules(deployment.store, worker.broker)
+    worker.broker.add_middlewares(SmartRetryMiddleware(schedule_source=source, default_delay=delay))
+    return await worker.broker.deliver(first)
+
+
+@pytest.mark.parametrize(("seconds", "delay"), [(305, 0), (0, 305)])
+async def test_what_would_be_retried_after_its_time_to_live_is_not(
+    new_process: NewProcess, audit: AuditTrail, seconds: float, delay: float
+) -> None:
+    deployment = Deployment(new_process)
+    deployment.worker.clock.now = time.time()  # by which the middleware says when a retry is due
+    outcome = await _retried_after(deployment, seconds, delay, queue_ttl=300)
+    assert deployment.store.texts == {}
+    assert (outcome.acks, outcome.reason) == (1, "expired")
+    assert [entry.reason for entry in audit.take() if entry.outcome == "deny"] == ["expired"]
+
+
+async def test_a_retry_lasts_no_longer_than_the_message_that_it_repeats(
+    new_process: NewProcess, audit: AuditTrail
+) -> None:
+    deployment = Deployment(new_process)
+    clock = deployment.worker.clock
+    clock.now = first_kick = time.time()
+    await _retried_after(deployment, 10, queue_ttl=300)
+    retry = deployment.store.only
+    _failing(deployment.scheduler)
+    clock.now = first_kick + 290
+    (message,) = await deployment.fire(retry)
+    clock.now = first_kick + 300 + 10
+    await deployment.worker.refuses(message, "expired", serves=False)
     await deployment.sends_nothing(retry, "expired", audit)
 
 
