@@ -72,6 +72,8 @@ class Grants:
         except UnsignableMessageError:
             raise AuthenticationError(Reason.MALFORMED, "The schedule holds what nobody can sign.") from None
         signature = security.schedules.read(text, payload, now)
+        if signature.only_fires:
+            raise AuthenticationError(Reason.WRONG_TASK, "The key that signed this sends schedules, and makes none.")
         token = security.principals.read(schedule.labels[PRINCIPAL_LABEL], now)
         granted = token.schedule
         if granted not in (None, schedule_claim(schedule.schedule_id, schedule)) and not signature.delegation.actors:

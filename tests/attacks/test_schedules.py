@@ -624,6 +624,18 @@ async def test_a_key_for_schedules_only_sends_nothing_else_whoever_has_stolen_it
     await firing.worker.runs(queued)
 
 
+async def test_a_key_for_schedules_only_makes_no_schedule(firing: Deployment, audit: AuditTrail) -> None:
+    principal = principal_of(read(await firing.api.genuine()))
+    forged = ScheduledTask(
+        task_name="purge", labels={PRINCIPAL_LABEL: principal}, args=[[1]], kwargs={}, cron="* * * * *"
+    )
+    now = firing.scheduler.clock.now
+    text, _ = firing.scheduler.security.schedules.sign(payload_of(forged), now, now + 60, fires=True)
+    forged.labels[SIGNATURE_LABEL] = text
+    firing.scheduler = firing.worker  # another scheduler, whose key can send all
+    await firing.sends_nothing(forged, "wrong_task", audit)
+
+
 async def test_a_key_for_schedules_only_moves_nothing_to_another_pipeline(firing: Deployment) -> None:
     with firing.api.security.acting_as(Principal("alice", ["processor", "reporter"]), pipeline="data"):
         await firing.api.loose.schedule_by_cron(firing.source, "* * * * *")
