@@ -115,7 +115,8 @@ class Sender:
         if not message.task_id.isprintable():
             raise UnsignableMessageError("The task's id must be printable text; let TaskIQ make it.")
         actor = kick.actor = self._actor_of(message.labels.get(PRINCIPAL_LABEL), message)
-        _name_pipeline(message, self._pipeline_of(actor, message), registered_pipeline(task))
+        if actor.schedule is None:  # or what was stored names it
+            _name_pipeline(message, self._pipeline_of(actor, message), registered_pipeline(task))
         kick.request = request = access_request(message, task)
         kick.decision = decision = security.decide(actor.principal, request)
         if decision.reason is Reason.POLICY_STALE:

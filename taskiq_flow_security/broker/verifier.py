@@ -161,8 +161,8 @@ def _check_schedule(message: TaskiqMessage, token: PrincipalToken, signature: Me
             raise AuthenticationError(Reason.WRONG_TASK, "The key that signed this is for schedules only.")
     elif granted is None or signature.delegation.actors:
         return
-    scheduled = wire.schedule_claim(str(wire.read_label(message, SCHEDULE_LABEL)), message)
-    if granted != scheduled:
+    schedule_id = str(wire.read_label(message, SCHEDULE_LABEL))
+    if granted != wire.schedule_claim(schedule_id, message, signature.delegation.pipeline):
         raise AuthenticationError(Reason.WRONG_TASK, "The principal was granted for a schedule that this is not of.")
 
 

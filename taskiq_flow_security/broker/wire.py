@@ -119,14 +119,17 @@ def restore(message: TaskiqMessage, payload: bytes) -> None:
     message.kwargs = data["kwargs"]
 
 
-def schedule_claim(schedule_id: str, message: TaskiqMessage | ScheduledTask) -> ScheduleClaim:
+def schedule_claim(
+    schedule_id: str, message: TaskiqMessage | ScheduledTask, done_for: str | None = None
+) -> ScheduleClaim:
     """What a principal is issued for that runs this and nothing else, however a store has written it down.
 
+    `done_for` is the pipeline of all that follows, where the task itself belongs to another one.
     Raises `UnsignableMessageError` for a value that JSON cannot hold.
     """
     try:
         plain = message.model_dump(mode="json", include={"task_name", "args", "kwargs"})
-        plain["pipeline"] = message.labels.get(PIPELINE_LABEL)
+        plain["pipelines"] = [message.labels.get(PIPELINE_LABEL), done_for]
         digest = sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     except (ValueError, TypeError, RecursionError) as error:
         raise _unsignable(error) from None

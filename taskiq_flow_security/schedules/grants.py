@@ -31,19 +31,21 @@ class Grants:
         """The schedule as it is stored: with the labels that prove who may run it, and recorded."""
         security, actor, message = self._security, kick.actor, kick.message
         assert actor is not None  # it was decided about
+        assert actor.token is not None
         now = security.clock()
         until = self._ends_at(schedule, actor, now)
         labels = without_credentials(schedule).labels
         if PIPELINE_LABEL in message.labels:
             labels[PIPELINE_LABEL] = message.labels[PIPELINE_LABEL]
         granted = schedule.model_copy(update={"labels": labels})
-        token = self._token(granted, actor, now, until)
+        delegation = self._sender.delegation(actor, actor.token, message)
+        token = self._token(granted, actor, now, until, delegation.pipeline)
         granted = schedule.model_copy(update={"labels": {**labels, PRINCIPAL_LABEL: token.text}})
         text, signature = security.schedules.sign(
             payload_of(granted),
             now,
             until,
-            self._sender.delegation(actor, token, message),
+            delegation,
             # One id for both, so that to revoke the schedule is to revoke what it has sent, too.
             jti=None if token is actor.token else token.jti,
         )
@@ -75,8 +77,8 @@ class Grants:
         if signature.only_fires:
             raise AuthenticationError(Reason.WRONG_TASK, "The key that signed this sends schedules, and makes none.")
         token = security.principals.read(schedule.labels[PRINCIPAL_LABEL], now)
-        granted = token.schedule
-        if granted not in (None, schedule_claim(schedule.schedule_id, schedule)) and not signature.delegation.actors:
+        claim = schedule_claim(schedule.schedule_id, schedule, signature.delegation.pipeline)
+        if token.schedule not in (None, claim) and not signature.delegation.actors:
             raise AuthenticationError(Reason.WRONG_TASK, "The principal was granted for another schedule.")
         return signature, token
 
@@ -101,12 +103,14 @@ class Grants:
             )
         return until if schedule.time is None else min(until, due + config.queue_ttl)
 
-    def _token(self, schedule: ScheduledTask, actor: Acting, now: float, until: float) -> PrincipalToken:
+    def _token(
+        self, schedule: ScheduledTask, actor: Acting, now: float, until: float, done_for: str | None
+    ) -> PrincipalToken:
         """The principal that is stored: issued for this schedule, or passed on by the task that makes it."""
         received = actor.token if actor.received else None
         if received is not None and deliveries.current.get() is not None:
             return received
-        claim = schedule_claim(schedule.schedule_id, schedule)
+        claim = schedule_claim(schedule.schedule_id, schedule, done_for)
         try:
             return self._security.principals.issue(actor.principal, actor.txn, now, until, schedule=claim)
         except AuthenticationError as error:

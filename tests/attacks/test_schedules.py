@@ -647,6 +647,29 @@ async def test_a_key_for_schedules_only_moves_nothing_to_another_pipeline(firing
     await firing.worker.runs(message)
 
 
+async def test_what_follows_from_a_schedule_is_done_for_the_pipeline_that_it_was_made_for(firing: Deployment) -> None:
+    worker = firing.worker
+
+    @worker.broker.task("clean", pipeline="data")
+    async def clean(rows: list[int], scale: int = 1) -> None:
+        await worker.loose.kiq()
+
+    maker = Principal("alice", ["processor", "reporter"])
+    with firing.api.security.acting_as(maker, pipeline="reports"):
+        await firing.api.clean.schedule_by_cron(firing.source, "* * * * *", [1])
+    stored = firing.store.only
+    firing.scheduler.broker.local_task_registry.clear()  # a scheduler needs no tasks
+    (message,) = await firing.fire(stored)
+    await worker.broker.deliver(message)
+    assert read(worker.broker.take()).labels["pipeline"] == "reports"
+
+    task = _labelled(firing.scheduler.clean, stored.schedule_id)
+    grant = stored.labels[PRINCIPAL_LABEL]
+    for pipeline in (None, "other"):
+        forged = await _stolen(firing.scheduler, grant, task, [1], schedule=stored.schedule_id, pipeline=pipeline)
+        await worker.refuses(forged, "wrong_task", serves=False)
+
+
 async def test_a_process_with_a_key_for_schedules_only_can_kick_nothing(firing: Deployment) -> None:
     labels = firing.api.security.labels_for(PROCESSOR)
     with pytest.raises(SendTaskError) as refusal:
