@@ -146,6 +146,8 @@ class Sender:
         if not (as_signed or self._fidelity.holds(inner)):
             data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
         payload = wire.signed_payload(data)
+        if not as_signed and len(payload) > wire.may_say(0):
+            wire.check_repeats(payload, inner.dumps(TaskiqMessage.model_construct(**data)).message)
         text, signature = security.messages.sign(
             payload,
             now,

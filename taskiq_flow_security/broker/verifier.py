@@ -73,7 +73,7 @@ class Verifier:
         try:
             if arrived is None:
                 raise AuthenticationError(Reason.UNREADABLE, "The message cannot be read.")
-            self._verify(message, delivery, now)
+            self._verify(message, delivery, len(data), now)
         except AuthenticationError as error:
             self._reject(message, delivery, error)
         except Exception:
@@ -112,7 +112,7 @@ class Verifier:
         deliveries.current.set(delivery)
         return delivery
 
-    def _verify(self, message: TaskiqMessage, delivery: Delivery, now: float) -> None:
+    def _verify(self, message: TaskiqMessage, delivery: Delivery, size: int, now: float) -> None:
         security = self._security
         signed_by = message.labels.pop(SIGNATURE_LABEL, None)
         principal = message.labels.get(PRINCIPAL_LABEL)
@@ -120,7 +120,7 @@ class Verifier:
             if principal is None or (signed_by is None and delivery.signature is None):
                 raise AuthenticationError(Reason.UNSIGNED, "The message carries no principal or no signature.")
             if delivery.signature is None:
-                payload = wire.received_payload(message)
+                payload = wire.received_payload(message, size)
                 delivery.signature = security.messages.read(signed_by, payload, now)
                 wire.restore(message, payload)
             delivery.token = security.principals.read(principal, now)
