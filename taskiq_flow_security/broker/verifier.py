@@ -138,6 +138,7 @@ class Verifier:
         record_arrival_denied(self._security, message, delivery, error)
         delivery.error = error
         if self._security.monitoring:
+            wire.drop_unreadable_labels(message)
             return
         if getattr(error, "reason", None) not in _STALE:
             refusal.empty(message)

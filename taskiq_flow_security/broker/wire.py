@@ -159,12 +159,25 @@ def schedule_claim(schedule_id: str, message: TaskiqMessage | ScheduledTask) -> 
 
 def check_labels(message: TaskiqMessage) -> None:
     """Raise `AuthenticationError` where TaskIQ would drop the message: a label is not of the type it claims."""
-    try:
-        for name, label_type in (message.labels_types or {}).items():
-            if label_type != LabelType.STR and name in message.labels:
+    if _unreadable_labels(message):
+        raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.")
+
+
+def drop_unreadable_labels(message: TaskiqMessage) -> None:
+    """Take out of a message that is to run anyway what would have TaskIQ drop it, and log it as it came."""
+    for name in _unreadable_labels(message):
+        del message.labels[name]
+
+
+def _unreadable_labels(message: TaskiqMessage) -> list[str]:
+    unreadable = []
+    for name, label_type in (message.labels_types or {}).items():
+        if label_type != LabelType.STR and name in message.labels:
+            try:
                 parse_label(message.labels[name], label_type)
-    except Exception:  # noqa: BLE001 (as TaskIQ's receiver does)
-        raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.") from None
+            except Exception:  # noqa: BLE001 (as TaskIQ's receiver does)
+                unreadable.append(name)
+    return unreadable
 
 
 def take_credentials(message: TaskiqMessage) -> tuple[object, object]:
