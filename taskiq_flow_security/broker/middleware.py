@@ -22,6 +22,7 @@ from taskiq_flow_security.broker.formatter import SigningFormatter
 from taskiq_flow_security.broker.refusal import DependencyOverrides
 from taskiq_flow_security.broker.replays import Replays
 from taskiq_flow_security.broker.sender import Sender
+from taskiq_flow_security.broker.unknown_tasks import UnknownTasks
 from taskiq_flow_security.broker.verifier import Verifier
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.principal import ANONYMOUS
@@ -56,7 +57,8 @@ class SecurityMiddleware(TaskiqMiddleware):
         super().set_broker(broker)
         fidelity = Fidelity(broker)
         self.sender = Sender(self.security, broker, fidelity)
-        self._verifier = Verifier(self.security, broker, fidelity)
+        self._unknown_tasks = UnknownTasks(self.security, broadcast=self._broadcast)
+        self._verifier = Verifier(self.security, broker, fidelity, self._unknown_tasks)
         self._decider = Decider(self.security, broker, self._verifier)
         self._replays = Replays(self.security, broadcast=self._broadcast)
         self._install()
@@ -85,6 +87,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         """Leave nothing unwritten and nothing unsent."""
         self.security.audit.flush()
         await run_events.flush(self.security)
+        await self._unknown_tasks.close()
         await self._replays.close()
 
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:

@@ -15,6 +15,7 @@ from taskiq_flow_security.broker.arrivals import Arrival
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.task_events import record_arrival_denied
+from taskiq_flow_security.broker.unknown_tasks import UnknownTasks
 from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -44,10 +45,13 @@ _STALE = frozenset({Reason.EXPIRED, Reason.NOT_YET_VALID})
 class Verifier:
     """Verifies the messages that one broker receives."""
 
-    def __init__(self, security: FlowSecurity, broker: AsyncBroker, fidelity: Fidelity) -> None:
+    def __init__(
+        self, security: FlowSecurity, broker: AsyncBroker, fidelity: Fidelity, unknown_tasks: UnknownTasks
+    ) -> None:
         self._security = security
         self._broker = broker
         self._fidelity = fidelity
+        self._unknown_tasks = unknown_tasks
 
     def may_read(self, inner: TaskiqFormatter) -> bool:
         """Whether the broker's format can be trusted with bytes that nobody has verified yet."""
@@ -74,6 +78,8 @@ class Verifier:
             if arrived is None:
                 raise AuthenticationError(Reason.UNREADABLE, "The message cannot be read.")
             self._verify(message, delivery, len(data), now)
+            if delivery.task is None:
+                self._unknown_tasks.refuse(message, delivery)
         except AuthenticationError as error:
             self._reject(message, delivery, error)
         except Exception:
