@@ -15,6 +15,7 @@ from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import arrivals, refusal, run_events
 from taskiq_flow_security.broker import delivery as deliveries
+from taskiq_flow_security.broker.access_requests import check_pipeline
 from taskiq_flow_security.broker.decider import Decider
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.fidelity import Fidelity
@@ -70,6 +71,8 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._check_format()
         if self.security.enabled:
             await self.security.live.catch_up()
+            for task in self.broker.get_all_tasks().values():
+                check_pipeline(task)
             if self.broker.is_worker_process:
                 self._replays.check_tasks(self.broker)
             check_results(self.broker.result_backend, is_worker=self.broker.is_worker_process)

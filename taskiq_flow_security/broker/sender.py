@@ -16,6 +16,7 @@ from taskiq_flow_security.broker import refusal, run_events, signed_json, wire
 from taskiq_flow_security.broker.access_requests import (
     access_denied,
     access_request,
+    check_pipeline,
     registered_pipeline,
 )
 from taskiq_flow_security.broker.delivery import Task
@@ -93,7 +94,7 @@ class Sender:
         if not message.task_id.isprintable():
             raise UnsignableMessageError("The task's id must be printable text; let TaskIQ make it.")
         actor = kick.actor = self._actor_of(message.labels.get(PRINCIPAL_LABEL), message)
-        _name_pipeline(message, actor, registered_pipeline(task))
+        _name_pipeline(message, actor, task)
         kick.request = request = access_request(message, task)
         kick.decision = decision = security.decide(actor.principal, request)
         if not decision.allowed:
@@ -275,20 +276,30 @@ def _check_shared_labels(task: Task | None) -> None:
         )
 
 
-def _name_pipeline(message: TaskiqMessage, actor: Acting, registered: str | None) -> None:
+def _name_pipeline(message: TaskiqMessage, actor: Acting, task: Task | None) -> None:
     """Let the message name the pipeline that the caller acts for, if its task has none by registration."""
-    if actor.pipeline is None or registered is not None:
+    registered = registered_pipeline(task)
+    if task is not None and registered is not None:
+        check_pipeline(task)
+        if message.labels.get(PIPELINE_LABEL) == str(task.labels[PIPELINE_LABEL]) != registered:
+            _set_pipeline(message, registered)  # of the members of enums, TaskIQ sends their names
+        return
+    if actor.pipeline is None:
         return
     named = wire.read_label(message, PIPELINE_LABEL)
     if named is None:
-        message.labels[PIPELINE_LABEL] = actor.pipeline
-        if message.labels_types is not None:
-            message.labels_types[PIPELINE_LABEL] = LabelType.STR
+        _set_pipeline(message, actor.pipeline)
     elif named != actor.pipeline:
         raise AccessDeniedError(
             Reason.PIPELINE_MISMATCH,
             "The message names another pipeline than the one that the caller acts for.",
         )
+
+
+def _set_pipeline(message: TaskiqMessage, pipeline: str) -> None:
+    message.labels[PIPELINE_LABEL] = pipeline
+    if message.labels_types is not None:
+        message.labels_types[PIPELINE_LABEL] = LabelType.STR
 
 
 def _expiry(message: TaskiqMessage, now: float, config: TaskiqFlowConfig) -> float:
