@@ -24,7 +24,7 @@ class UnknownTasks:
 
     def refuse(self, message: TaskiqMessage, delivery: Delivery) -> None:
         """Record that an authentic message cannot run here. It is answered later, as soon as the event loop can."""
-        if self._security.monitoring:
+        if self._security.monitoring or delivery.ended is None:  # it was not listened for: somebody only reads it
             return
         error = AccessDeniedError(Reason.UNKNOWN_TASK, "The worker that was given this message does not have its task.")
         delivery.error = error

@@ -86,6 +86,12 @@ async def test_where_security_is_only_monitored_it_is_dropped_as_taskiq_does(
     assert process.audit.take() == []
 
 
+async def test_who_only_reads_it_answers_nobody(process: Process, message: bytes) -> None:
+    assert process.broker.formatter.loads(message) == read(message).model_copy(update={"labels": {"pipeline": "data"}})
+    await deliver(process, await process.genuine())
+    assert read(message).task_id not in process.broker.result_backend.results
+
+
 async def test_a_result_backend_that_is_slow_does_not_keep_the_next_message_waiting(
     process: Process, message: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
