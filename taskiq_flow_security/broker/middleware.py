@@ -133,7 +133,7 @@ class SecurityMiddleware(TaskiqMiddleware):
             delivery.executed = True
             if not result.is_err:
                 run_events.completed(self.security, message, delivery)
-            await refusal.settle(delivery, result)
+            await refusal.settle(message, delivery, result)
             if not delivery.kept:  # nor acked, so that this is the end of it
                 await self._replays.complete(delivery)
 
