@@ -57,4 +57,6 @@ def find_credentials(headers: Headers, query: bytes) -> Credentials | None:
 
 def from_text(text: str) -> Credentials:
     """The credential that a WebSocket client sends as text: a bearer token if it looks like one, else an API key."""
-    return Credentials(bearer=text) if _JWT.fullmatch(text) else Credentials(api_key=text)
+    scheme, _, rest = text.partition(" ")
+    token = rest if scheme.lower() == "bearer" else text  # as it stands in the header
+    return Credentials(bearer=token) if _JWT.fullmatch(token) else Credentials(api_key=text)

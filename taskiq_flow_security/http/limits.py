@@ -26,6 +26,11 @@ DEFAULTS = {
 }
 """The limits of the guide's endpoints; all others have `rate_limit_default`."""
 
+WEBSOCKET_LOGIN = "websocket_login"
+"""The endpoint that handshakes without credentials are counted by, for each address."""
+WEBSOCKET_SUBSCRIBE = "websocket_subscribe"
+"""The endpoint that messages naming pipelines are counted by."""
+
 _REMEMBERED = 65_536
 """How many addresses are known to have failed too often, at most."""
 
@@ -51,7 +56,7 @@ class EndpointLimits:
         self._live = live
         self._default = config.rate_limit_default
         self._most_generous = lru_cache(maxsize=1024)(_most_generous)
-        known = {*endpoints, *DEFAULTS}
+        known = {*endpoints, *DEFAULTS, WEBSOCKET_LOGIN, WEBSOCKET_SUBSCRIBE}
         named = {
             "rate_limits": set(config.rate_limits),
             "role_rate_limits": {endpoint for limits in config.role_rate_limits.values() for endpoint in limits},
