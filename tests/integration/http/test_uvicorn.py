@@ -98,6 +98,24 @@ async def test_headers_of_somebody_who_is_no_proxy_change_nothing(proxy_headers:
     assert edge.trail.last.ip == "127.0.0.1"
 
 
+@pytest.mark.parametrize("trusted", [[], ["10.0.0.1"]])
+async def test_uvicorns_default_trust_in_the_loopback_address_gets_nobody_past_the_settings(trusted: list[str]) -> None:
+    edge = Edge(settings={"trusted_proxies": trusted, "rate_limit_failed_logins": "2/minute"})
+    async with serve(edge.app) as port, client(port) as http:
+        for forwarded in ({"X-Forwarded-Proto": "https"}, FORWARDED, {**FORWARDED, "X-Forwarded-For": "10.0.0.1:1"}):
+            answer = await http.get("/pipelines", headers={"X-API-Key": VIEWER, **forwarded})
+            assert (answer.status_code, answer.json()["reason"]) == (403, "https_required")
+            assert "strict-transport-security" not in answer.headers
+    assert {event.ip for event in edge.trail.events} == {"127.0.0.1", "unknown"}
+    edge = Edge(settings={**PLAIN, "trusted_proxies": trusted, "rate_limit_failed_logins": "2/minute"})
+    async with serve(edge.app) as port, client(port) as http:
+        statuses = [
+            (await http.get("/pipelines", headers={"X-API-Key": "x", "X-Forwarded-For": address})).status_code
+            for address in ("5.5.5.1", "5.5.5.2:99", "10.0.0.1", "[2001:db8::1%1]:9")
+        ]
+    assert statuses == [403, 403, 429, 429]
+
+
 PATHS = {
     "list_pipelines": ("GET", "/pipelines"),
     "get_dag": ("GET", "/pipelines/p1/dag"),
