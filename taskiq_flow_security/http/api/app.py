@@ -21,7 +21,7 @@ from taskiq_flow_security.http.api.failures import on_http_exception, on_unexpec
 from taskiq_flow_security.http.api.live import Live
 from taskiq_flow_security.http.api.policy import PolicyEndpoints
 from taskiq_flow_security.http.middleware import HTTPSecurityMiddleware
-from taskiq_flow_security.http.rules import Rule, guide_rules, policy_rules
+from taskiq_flow_security.http.rules import Rule, policy_rules
 from taskiq_flow_security.pipelines import Catalogue
 from taskiq_flow_security.security import FlowSecurity
 
@@ -105,9 +105,9 @@ def _secure(broker: AsyncBroker, config: TaskiqFlowConfig | None) -> FlowSecurit
 
 
 def rules() -> list[Rule]:
-    """Who may use which path of the API."""
+    """Who may use which path of the API, beside those of the guide."""
     health = (Rule("GET", f"{prefix}/health", "health", public=True) for prefix in ("", _PREFIX))
-    return [*guide_rules(("", _PREFIX)), *policy_rules(("", _PREFIX)), *health, *documents.public_rules()]
+    return [*policy_rules(("", _PREFIX)), *health, *documents.public_rules()]
 
 
 def _routes(endpoints: Endpoints, live: Live) -> list[BaseRoute]:
