@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -10,10 +11,12 @@ from limits import parse_many
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.credentials import ApiKeys
-from taskiq_flow_security.errors import ConfigurationError, RateLimitExceededError
+from taskiq_flow_security.errors import RateLimitExceededError
 from taskiq_flow_security.http.clients import Client
 from taskiq_flow_security.live_policy import LivePolicy
 from taskiq_flow_security.rate_limits import RateLimits
+
+_logger = logging.getLogger(__name__)
 
 DEFAULTS = {
     "list_pipelines": "60/minute",
@@ -39,8 +42,7 @@ class EndpointLimits:
     """Counts requests by endpoint and principal, or by endpoint and client where there is no principal.
 
     What counts for a request is, in this order: the limit of its API key, of its caller's roles, of the endpoint, of
-    the endpoint by default, `rate_limit_default`; those of roles and endpoints can be changed at run time. Raises
-    `ConfigurationError` if a setting names an endpoint that there is not.
+    the endpoint by default, `rate_limit_default`; those of roles and endpoints can be changed at run time.
     """
 
     def __init__(
@@ -65,10 +67,10 @@ class EndpointLimits:
             },
         }
         for setting, names in named.items():
-            if unknown := names - known:
-                raise ConfigurationError(
-                    f"{setting}: no rule has the endpoint {', '.join(sorted(unknown))}; "
-                    f"the endpoints are {', '.join(sorted(known))}."
+            if unknown := names - known:  # it may be another application's, that has the same settings
+                _logger.warning(
+                    "%s: no rule of this application has the endpoint %s; its endpoints are %s.",
+                    *(setting, ", ".join(sorted(unknown)), ", ".join(sorted(known))),
                 )
 
     async def count(self, endpoint: str, principal: Principal | None, client: Client) -> None:
