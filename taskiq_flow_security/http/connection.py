@@ -79,13 +79,13 @@ class Connection:
             Reason.NO_CREDENTIALS, 'Send {"type": "connect", "auth": "<API key or token>"} first, and soon.'
         )
 
-    async def refuse(self, error: FlowSecurityError, endpoint: str) -> None:
+    async def refuse(self, error: FlowSecurityError) -> None:
         """End the connection with what the error says: as an HTTP answer before it was accepted, where that is possible
         (ASGI extension ``websocket.http.response``), else as a message and a code.
         """
         if self.closed:
             return
-        problem = problem_of(error, endpoint)
+        problem = problem_of(error)
         if not self.accepted and self._can_answer:
             self.closed = True
             await problem.send(self._send, "websocket.http.response")

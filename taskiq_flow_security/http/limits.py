@@ -76,7 +76,7 @@ class EndpointLimits:
     async def count(self, endpoint: str, principal: Principal | None, client: Client) -> None:
         """Count one request. Raises as `RateLimits.hit`."""
         counted_by = ("client", client.network) if principal is None else ("principal", principal.subject)
-        await self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, *counted_by)
+        await self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, *counted_by, name=endpoint)
 
     def _limit(self, endpoint: str, principal: Principal | None) -> str:
         in_force = self._live.in_force
@@ -111,7 +111,7 @@ class FailedLogins:
     async def count(self, client: Client, now: float) -> None:
         """Count a failed login. Raises as `RateLimits.hit`."""
         try:
-            await self._limits.hit(self._limit, "failed_login", client.network)
+            await self._limits.hit(self._limit, "failed_login", client.network, name="failed_logins")
         except RateLimitExceededError as error:
             if len(self._shut_out) >= _REMEMBERED:
                 self._shut_out.pop(next(iter(self._shut_out)))

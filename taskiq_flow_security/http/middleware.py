@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.errors import FlowSecurityError
 from taskiq_flow_security.http.asgi import App, Message, Receive, Scope, Send
-from taskiq_flow_security.http.gate import Gate, Visit
+from taskiq_flow_security.http.gate import Gate
 from taskiq_flow_security.http.problems import problem_of
 from taskiq_flow_security.http.rules import Rule, with_guide_rules
 from taskiq_flow_security.http.websocket import WebSockets
@@ -55,7 +55,7 @@ class HTTPSecurityMiddleware:
         except Exception as error:  # noqa: BLE001 (whatever it is, the request is refused)
             refusal = self._gate.refuse(visit, error)
             if refusal is not None:
-                await _answer(refusal, visit, answer)
+                await problem_of(refusal).send(answer.send)
                 return
             principal = visit.principal or ANONYMOUS
         with self._gate.entered(scope, visit, principal):
@@ -64,11 +64,7 @@ class HTTPSecurityMiddleware:
             except FlowSecurityError as error:
                 if answer.started:
                     raise
-                await _answer(error, visit, answer)
-
-
-async def _answer(error: FlowSecurityError, visit: Visit, answer: _Answer) -> None:
-    await problem_of(error, visit.endpoint).send(answer.send)
+                await problem_of(error).send(answer.send)
 
 
 class _Answer:

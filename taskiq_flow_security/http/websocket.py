@@ -107,7 +107,7 @@ class WebSockets:
                 return
             await app
         except FlowSecurityError as error:  # of the application: as over HTTP, it is the answer
-            await connection.refuse(error, visit.endpoint)
+            await connection.refuse(error)
         finally:
             await _end(app, watch)
 
@@ -121,7 +121,7 @@ class WebSockets:
     async def _refuse(self, visit: Visit, connection: Connection, error: Exception) -> bool:
         refusal = self._gate.refuse(visit, error)
         if refusal is not None:
-            await connection.refuse(refusal, visit.endpoint)
+            await connection.refuse(refusal)
         return refusal is not None
 
 
@@ -178,7 +178,7 @@ class _Guarded:
             refusal = gate.refuse(visit, error)
             if refusal is None:
                 return True
-            await self._connection.refuse(refusal, visit.endpoint)
+            await self._connection.refuse(refusal)
             return False
         return True
 

@@ -104,6 +104,7 @@ async def test_a_thousand_failed_logins_shut_their_address_out_and_nobody_else()
     answer = await edge.get("/pipelines", key())
     assert answer.status == 429
     assert 0 < int(answer.headers["retry-after"]) <= 60
+    assert answer.headers["ratelimit-policy"] == '"failed_logins";q=20;w=60'
     assert (await edge.get("/pipelines", key(), client=ANOTHER_PEER)).status == 200
     edge.clock.now += 61
     assert (await edge.get("/pipelines", key())).status == 200
