@@ -39,7 +39,7 @@ def find_credentials(headers: Headers, query: bytes) -> Credentials | None:
                     Reason.CREDENTIALS_IN_QUERY, "Send credentials in a header; the query string is no place for them."
                 )
     keys, authorizations = headers.get(API_KEY), headers.get(AUTHORIZATION)
-    if keys is None and authorizations is None:
+    if authorizations is None and (keys is None or keys == [b""]):
         return None
     if (keys and authorizations) or len(keys or authorizations or ()) != 1:
         raise AuthenticationError(
