@@ -98,7 +98,7 @@ class Gate:
 
         Nobody acts where everybody may come, unless nothing is refused anyway: then it is ``ANONYMOUS``.
         """
-        scope["state"] = {**scope.get("state", {}), "principal": principal}
+        scope.setdefault("state", {})["principal"] = principal  # of this request only (ASGI 3.0, "Lifespan State")
         nobody = principal is ANONYMOUS and self.security.enabled and not self.security.monitoring
         with acting.scope(None if nobody else Acting(principal, visit.txn, self.security)):
             yield

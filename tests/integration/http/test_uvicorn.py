@@ -9,8 +9,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -29,6 +29,7 @@ from taskiq_flow_security import AccessDeniedError, SecurityMiddleware, current_
 from taskiq_flow_security.http import HTTPSecurityMiddleware, Rule
 from taskiq_flow_security.http.limits import DEFAULTS
 from tests.edge import ADMIN, API_KEYS, SECRET, VIEWER, Edge
+from tests.integration.api.server import serving
 from tests.integration.http.servers import serve
 from tests.services import REDIS_URL, require
 
@@ -263,6 +264,29 @@ async def test_an_application_kicks_tasks_as_its_caller(framework: str) -> None:
             assert (await http.get(path)).status_code == 401
             assert (await http.get(path, headers={"X-API-Key": ADMIN})).status_code == 403
     await broker.shutdown()
+
+
+async def test_what_a_request_leaves_in_its_state_is_gone_with_it() -> None:
+    async def mine(request: Request) -> JSONResponse:
+        seen = {name: str(value) for name, value in request.state._state.items() if name != "principal"}
+        request.state.left = request.state.principal.subject
+        return JSONResponse({**seen, "subject": request.state.principal.subject})
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[dict[str, str]]:
+        yield {"shared": "pool"}
+
+    app = Starlette(routes=[Route("/mine", mine), Route("/open", mine)], lifespan=lifespan)
+    rules = [Rule("GET", "/mine", "mine"), Rule("GET", "/open", "open", public=True)]
+    app.add_middleware(HTTPSecurityMiddleware, security=Edge(settings=PLAIN).security, rules=rules)
+    async with serving(app) as http:
+        answers = [
+            (await http.get(path, key)).json() for path, key in (("/mine", ADMIN), ("/mine", VIEWER), ("/open", None))
+        ]
+    assert answers == [{"shared": "pool", "subject": subject} for subject in ("admin", "viewer", "anonymous")]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://edge.example") as direct:
+        for key, subject in ((ADMIN, "admin"), (VIEWER, "viewer")):
+            assert (await direct.get("/mine", headers={"X-API-Key": key})).json() == {"subject": subject}
 
 
 @pytest.fixture
