@@ -58,7 +58,7 @@ def test_the_document_has_every_endpoint_that_has_a_rule() -> None:
     } == described
 
 
-@pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/api/docs", "/api/openapi.json"])
 async def test_everybody_may_see_the_documents(path: str) -> None:
     async with serving(Deployment(config()).api) as client:
         answer = await client.get(path)
