@@ -287,8 +287,11 @@ class TaskiqFlowConfig(BaseSettings):
     """Addresses and networks whose ``X-Forwarded-*`` headers count; ``unix`` for Unix domain sockets."""
     websocket_require_auth: bool = True
     websocket_max_connections: int = Field(default=1000, ge=1)
+    """In one process. For clients that have yet to log in by a first message there are a tenth as many places more."""
     websocket_auth_timeout: float = Field(default=10, gt=0, le=300)
     """Seconds in which a client without credentials in its handshake must send them."""
+    websocket_max_message_size: int = Field(default=65_536, ge=1024)
+    """Bytes of a client's message at most, or characters if it is text."""
     websocket_origins: list[Annotated[str, AfterValidator(_check_origin)]] = []
     """Origins of web pages that may connect, beside the one that the API itself is served from."""
 

@@ -104,8 +104,8 @@ class RateLimits:
                 'use "memory://" or "redis://host:6379" (extra: redis)'
             )
 
-    async def hit(self, limit: str, *identifiers: str) -> None:
-        """Count one use by `identifiers`.
+    async def hit(self, limit: str, *identifiers: str, name: str | None = None) -> None:
+        """Count one use by `identifiers`. `name` is what the error calls the limit.
 
         Raises `RateLimitExceededError` if that is one too many, `BackendUnavailableError` if it cannot be counted.
         """
@@ -117,7 +117,7 @@ class RateLimits:
                     f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
                 ) from None
             if retry_after is not None:
-                raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item))
+                raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), name)
 
     async def _hit(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
         """Count one use; seconds until the next one can be, where that is one too many."""

@@ -49,6 +49,7 @@ class Reason(StringEnum):
     ORIGIN = "origin"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     UNREADABLE_MESSAGE = "unreadable_message"
+    MESSAGE_TOO_BIG = "message_too_big"
 
     # Not authenticated: tokens and signatures.
     UNSIGNED = "unsigned"

@@ -98,7 +98,7 @@ class Gate:
 
         Nobody acts where everybody may come, unless nothing is refused anyway: then it is ``ANONYMOUS``.
         """
-        scope["state"] = {**scope.get("state", {}), "principal": principal}
+        scope.setdefault("state", {})["principal"] = principal  # of this request only (ASGI 3.0, "Lifespan State")
         nobody = principal is ANONYMOUS and self.security.enabled and not self.security.monitoring
         with acting.scope(None if nobody else Acting(principal, visit.txn, self.security)):
             yield
@@ -114,18 +114,15 @@ class Gate:
             raise AccessDeniedError(Reason.HTTPS_REQUIRED, "Use HTTPS or WSS; this connection is not encrypted.")
 
     async def credentials(self, visit: Visit) -> Credentials | None:
-        """The credential that came with a visit. Counts the visit by its client, if there is none that can be used.
+        """The credential that came with a visit, if there is one. Counts the visit by its client if it is unusable.
 
         Raises as `find_credentials` and `RateLimits.hit`.
         """
         try:
-            given = find_credentials(visit.headers, visit.query)
+            return find_credentials(visit.headers, visit.query)
         except AuthenticationError:
             await self.count(visit)
             raise
-        if given is None:
-            await self.count(visit)
-        return given
 
     async def identify(self, visit: Visit, given: Credentials) -> Principal:
         """The principal of these credentials, in whose name the visit is made from here on.
@@ -155,6 +152,7 @@ class Gate:
             return self.welcome(visit)
         given = await self.credentials(visit)
         if given is None:
+            await self.count(visit)
             raise AuthenticationError(
                 Reason.NO_CREDENTIALS, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
             )

@@ -90,7 +90,7 @@ class RuleTable:
         self._paths: dict[str, list[tuple[re.Pattern[str], Any, Rule]]] = {}
         for rule in rules:
             pattern, convertors = _compile(rule)
-            if (earlier := self._shadow(rule, pattern)) is not None:
+            if (earlier := self._hider(rule, pattern)) is not None:
                 raise ConfigurationError(
                     f"rule {rule.method} {rule.path}: {earlier.path} comes before it; put the more special first."
                 )
@@ -123,7 +123,11 @@ class RuleTable:
             return Match(rule, str(convertors[name].convert(found[name])))
         return None
 
-    def _shadow(self, rule: Rule, pattern: re.Pattern[str]) -> Rule | None:
+    def hides(self, rule: Rule) -> bool:
+        """Whether a rule that came after these could never be reached, where that is plain to see."""
+        return self._hider(rule, _compile(rule)[0]) is not None
+
+    def _hider(self, rule: Rule, pattern: re.Pattern[str]) -> Rule | None:
         """An earlier rule that every path of this one falls under, where that is plain to see."""
         for earlier, _, other in self._paths.get(rule.method, ()):
             if _unnamed(earlier) == _unnamed(pattern) or ("{" not in rule.path and earlier.match(rule.path)):
@@ -186,6 +190,12 @@ def guide_rules(prefixes: Iterable[str] = ("", "/api")) -> tuple[Rule, ...]:
             (WEBSOCKET, "/ws", "websocket_connect", None),
         )
     )
+
+
+def with_guide_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """These rules, and after them those of `guide_rules` that none of them hides."""
+    table = RuleTable(own := tuple(rules))
+    return (*own, *(rule for rule in guide_rules() if not table.hides(rule)))
 
 
 def policy_rules(prefixes: Iterable[str] = ("", "/api")) -> tuple[Rule, ...]:

@@ -136,7 +136,7 @@ async def test_what_runs_is_limited_on_the_worker_where_that_is_asked_for(new_pr
     await worker.runs(await api.kick(api.clean, [1], principal=Principal("carol", roles=["processor"])))
 
 
-async def _nowhere(*_: object) -> None:
+async def _nowhere(*_: object, **__: object) -> None:
     raise BackendUnavailableError("away")
 
 
