@@ -24,14 +24,18 @@ class UnknownTasks:
 
     def refuse(self, message: TaskiqMessage, delivery: Delivery) -> None:
         """Record that an authentic message cannot run here. It is answered later, as soon as the event loop can."""
-        if self._security.monitoring or delivery.ended is None:  # it was not listened for: somebody only reads it
+        if self._security.monitoring:
             return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # no receiver asks: somebody only reads it
         error = AccessDeniedError(Reason.UNKNOWN_TASK, "The worker that was given this message does not have its task.")
         delivery.error = error
         record_arrival_denied(self._security, message, delivery, error)
         run_events.decided(self._security, message, delivery)
         if not self._broadcast:
-            answer = asyncio.get_running_loop().create_task(refusal.answer(delivery.broker, message.task_id, error))
+            answer = loop.create_task(refusal.answer(delivery.broker, message.task_id, error))
             self._answers.add(answer)  # or nothing would keep it from being collected
             answer.add_done_callback(self._answers.discard)
 
