@@ -8,7 +8,8 @@ from taskiq import ScheduledTask
 
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker.sender import Kick, Sender
+from taskiq_flow_security.broker.kicks import Kick
+from taskiq_flow_security.broker.sender import delegation
 from taskiq_flow_security.broker.task_events import record_allowed
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, schedule_claim
 from taskiq_flow_security.core.events import EventName
@@ -23,9 +24,8 @@ from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, Princip
 class Grants:
     """Makes and reads the grants of schedules."""
 
-    def __init__(self, security: FlowSecurity, sender: Sender) -> None:
+    def __init__(self, security: FlowSecurity) -> None:
         self._security = security
-        self._sender = sender
 
     def grant(self, schedule: ScheduledTask, kick: Kick) -> ScheduledTask:
         """The schedule as it is stored: with the labels that prove who may run it, and recorded."""
@@ -38,14 +38,14 @@ class Grants:
         if PIPELINE_LABEL in message.labels:
             labels[PIPELINE_LABEL] = message.labels[PIPELINE_LABEL]
         granted = schedule.model_copy(update={"labels": labels})
-        delegation = self._sender.delegation(actor, actor.token, message)
-        token = self._token(granted, actor, now, until, delegation.pipeline)
+        terms = delegation(kick, actor, actor.token)
+        token = self._token(granted, actor, now, until, terms.pipeline)
         granted = schedule.model_copy(update={"labels": {**labels, PRINCIPAL_LABEL: token.text}})
         text, signature = security.schedules.sign(
             payload_of(granted),
             now,
             until,
-            delegation,
+            terms,
             # One id for both, so that to revoke the schedule is to revoke what it has sent, too.
             jti=None if token is actor.token else token.jti,
         )

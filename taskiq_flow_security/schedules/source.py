@@ -14,8 +14,9 @@ from taskiq.utils import maybe_awaitable
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import refusal
+from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.middleware import SecurityMiddleware
-from taskiq_flow_security.broker.sender import Kick, Sender, denial_of
+from taskiq_flow_security.broker.sender import Sender, denial_of
 from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -57,7 +58,7 @@ class ProtectedSchedules(ScheduleSource):
         middleware = _middleware_of(broker)
         self._security: FlowSecurity = middleware.security
         self._sender: Sender = middleware.sender
-        self._grants = Grants(self._security, self._sender)
+        self._grants = Grants(self._security)
         _check_source(source, service, self._security)
 
     async def startup(self) -> None:
@@ -81,10 +82,11 @@ class ProtectedSchedules(ScheduleSource):
         if not self._security.enabled:
             await self._source.add_schedule(schedule)
             return
-        kick = Kick(_message(schedule))
+        kick = Kick.of(_message(schedule))
         try:
             self._sender.decide(kick)
-            await self._sender.count(kick)
+            if self._sender.counts(kick):
+                await self._sender.count(kick)
             granted = self._grants.grant(schedule, kick)
         except Exception as error:  # noqa: BLE001 (whatever it is, the schedule is not made)
             denial = denial_of(error)
@@ -94,7 +96,7 @@ class ProtectedSchedules(ScheduleSource):
         self._sender.record_denied(kick, denial)
         if self._security.monitoring:
             await self._source.add_schedule(without_credentials(schedule))
-        elif self._sender.kicked_by_hook(kick.message):
+        elif kick.by_hook:
             # A retry of a task that has run: an exception would keep the receiver from acking it.
             await refusal.answer(self._broker, kick.message.task_id, denial)
         else:
@@ -109,7 +111,7 @@ class ProtectedSchedules(ScheduleSource):
         if not self._security.enabled:
             return
         await self._security.live.catch_up()
-        kick = Kick(_message(task))
+        kick = Kick.of(_message(task))
         kick.message.labels[SCHEDULE_LABEL] = task.schedule_id
         try:
             self._decide(task, kick)
