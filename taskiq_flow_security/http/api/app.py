@@ -59,7 +59,8 @@ class VisualizationAPI:
     def __init__(self, broker: AsyncBroker, config: TaskiqFlowConfig | None = None) -> None:
         self.broker = broker
         self.security = _secure(broker, config)
-        self._catalogue = Catalogue(broker)
+        config = self.security.config
+        self._catalogue = Catalogue(broker, patience=config.principal_ttl + config.clock_leeway)
         routes = [
             *_routes(Endpoints(self.security, broker, self._catalogue), Live(self.security, self._catalogue)),
             *_policy_routes(PolicyEndpoints(self.security.administration)),
