@@ -55,10 +55,10 @@ function signOut(why = "") {
   $("credential").focus();
 }
 
-function failed(problem, looking, place) {
+function failed(problem, looking, place, consequence = "") {
   if (shown !== looking) return;
   if (problem.status === 401) signOut("The login has ended. Sign in again.");
-  else say(place, kindly(problem), true);
+  else say(place, `${kindly(problem)}${consequence}`, true);
 }
 
 // --- the pipelines
@@ -121,7 +121,7 @@ async function loadGraph(looking, pipeline) {
     $("start-button").disabled = false;
     colour();
   } catch (problem) {
-    failed(problem, looking, "graph-problem");
+    failed(problem, looking, "graph-problem", " Without its graph it cannot be started. Choose it again to load it.");
   }
 }
 
