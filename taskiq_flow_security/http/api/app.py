@@ -19,6 +19,7 @@ from taskiq_flow_security.http.api.endpoints import Endpoints
 from taskiq_flow_security.http.api.failures import on_http_exception, on_security_error, on_unexpected_error
 from taskiq_flow_security.http.api.live import Live
 from taskiq_flow_security.http.api.policy import PolicyEndpoints
+from taskiq_flow_security.http.api.run_states import check_results
 from taskiq_flow_security.http.middleware import HTTPSecurityMiddleware
 from taskiq_flow_security.http.rules import Rule, policy_rules
 from taskiq_flow_security.pipelines import Catalogue
@@ -57,7 +58,8 @@ class VisualizationAPI:
     def __init__(self, broker: AsyncBroker, config: TaskiqFlowConfig | None = None) -> None:
         self.broker = broker
         self.security = _secure(broker, config)
-        self._catalogue = Catalogue(broker)
+        config = self.security.config
+        self._catalogue = Catalogue(broker, patience=config.principal_ttl + config.clock_leeway)
         routes = [
             *documents.description_routes(),
             *_routes(Endpoints(self.security, broker, self._catalogue), Live(self.security, self._catalogue)),
@@ -86,6 +88,7 @@ class VisualizationAPI:
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         await self.broker.startup()
+        check_results(self.broker.result_backend)
         try:
             yield
         finally:
