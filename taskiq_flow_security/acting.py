@@ -88,9 +88,10 @@ class scope:  # noqa: N801 (a context manager, which reads as a verb; a generato
 def current_principal() -> Principal:
     """The principal in whose name the current task or request runs.
 
-    A plain function, and a TaskIQ dependency: ``caller: Principal = TaskiqDepends(current_principal)``. Where security
-    is off, or is only monitored and the caller unknown, it is ``ANONYMOUS``. Raises `AuthenticationError` outside of
-    any task, request or `FlowSecurity.acting_as`.
+    A plain function, and a TaskIQ dependency: ``caller: Principal = TaskiqDepends(current_principal)``. In a process
+    pool, to which no context comes, call it in a `guard`ed function only; in another, take the dependency. Where
+    security is off, or is only monitored and the caller unknown, it is ``ANONYMOUS``. Raises `AuthenticationError`
+    outside of any task, request or `FlowSecurity.acting_as`.
     """
     acting = _acting.get()
     if acting is None:

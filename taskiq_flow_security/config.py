@@ -165,7 +165,7 @@ class SigningKeyConfig(_Strict):
     """A key for principals (`issue`), for messages (`send`), or for what schedules send and nothing else (`fire`).
 
     `uses` says what a signature by this key is accepted for. A process signs with it too if it holds the secret or the
-    private key, unless `verify` is among the uses: then it only verifies.
+    private key, unless `verify` is among the uses: then it only verifies; with `verify` alone, principals and messages.
     """
 
     kid: str = Field(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
@@ -188,10 +188,6 @@ class SigningKeyConfig(_Strict):
             raise ValueError(f"a key for {self.alg} needs exactly one of: {', '.join(usable)}")
         if self.secret is not None:
             _check_hs256_secret(self.secret)
-        if self.uses == {"verify"}:
-            raise ValueError(
-                'uses must say what the key is for: add "issue" (principals), "send" (messages) or "fire" (schedules)'
-            )
         if self.not_before and self.not_after and self.not_before >= self.not_after:
             raise ValueError("not_before must be earlier than not_after")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,6 +70,8 @@ class Delivery:
     """Set when the worker that listened for it listens no longer."""
     kept: bool = False
     """Whether its broker keeps it until it is acked."""
+    ack: Callable[[], Awaitable[None]] | None = None
+    """Acks it, if its broker keeps it and nobody else has acked it."""
     keep_result: bool = False
     """Whether a result is there already, which a refusal must not replace."""
     handler: asyncio.Task[Any] | None = None

@@ -17,6 +17,7 @@ from taskiq_flow_security.broker import refusal, run_events, signed_json, wire
 from taskiq_flow_security.broker.access_requests import (
     access_denied,
     access_request,
+    check_pipeline,
     registered_pipeline,
 )
 from taskiq_flow_security.broker.delivery import Task
@@ -115,8 +116,8 @@ class Sender:
         if not message.task_id.isprintable():
             raise UnsignableMessageError("The task's id must be printable text; let TaskIQ make it.")
         actor = kick.actor = self._actor_of(message.labels.get(PRINCIPAL_LABEL), message)
-        if actor.schedule is None:  # or what was stored names it
-            _name_pipeline(message, self._pipeline_of(actor, message), registered_pipeline(task))
+        made_for = None if actor.schedule is not None else self._pipeline_of(actor, message)  # what was stored names it
+        _name_pipeline(message, made_for, task)
         kick.request = request = access_request(message, task)
         kick.decision = decision = security.decide(actor.principal, request)
         if decision.reason is Reason.POLICY_STALE:
@@ -182,6 +183,8 @@ class Sender:
         if not (as_signed or self._fidelity.holds(inner)):
             data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
         payload = wire.signed_payload(data)
+        if not as_signed and len(payload) > wire.may_say(0):
+            wire.check_repeats(payload, inner.dumps(TaskiqMessage.model_construct(**data)).message)
         text, signature = security.messages.sign(
             payload,
             now,
@@ -358,20 +361,30 @@ def _holds_principal(value: object) -> bool:
     return isinstance(value, str) and PRINCIPAL_LABEL in value
 
 
-def _name_pipeline(message: TaskiqMessage, pipeline: str | None, registered: str | None) -> None:
+def _name_pipeline(message: TaskiqMessage, pipeline: str | None, task: Task | None) -> None:
     """Let the message name the pipeline that the kick is made for, if its task has none by registration."""
-    if pipeline is None or registered is not None:
+    registered = registered_pipeline(task)
+    if task is not None and registered is not None:
+        check_pipeline(task)
+        if message.labels.get(PIPELINE_LABEL) == str(task.labels[PIPELINE_LABEL]) != registered:
+            _set_pipeline(message, registered)  # of the members of enums, TaskIQ sends their names
+        return
+    if pipeline is None:
         return
     named = wire.read_label(message, PIPELINE_LABEL)
     if named is None:
-        message.labels[PIPELINE_LABEL] = pipeline
-        if message.labels_types is not None:
-            message.labels_types[PIPELINE_LABEL] = LabelType.STR
+        _set_pipeline(message, pipeline)
     elif named != pipeline:
         raise AccessDeniedError(
             Reason.PIPELINE_MISMATCH,
             "The message names another pipeline than the one that the caller acts for.",
         )
+
+
+def _set_pipeline(message: TaskiqMessage, pipeline: str) -> None:
+    message.labels[PIPELINE_LABEL] = pipeline
+    if message.labels_types is not None:
+        message.labels_types[PIPELINE_LABEL] = LabelType.STR
 
 
 def _time_to_live(message: TaskiqMessage, config: TaskiqFlowConfig) -> float:

@@ -24,6 +24,7 @@ class Reason(StringEnum):
     BACKEND_UNAVAILABLE = "backend_unavailable"
     INVALID_REQUEST = "invalid_request"
     PIPELINE_MISMATCH = "pipeline_mismatch"
+    UNKNOWN_TASK = "unknown_task"
     DEPENDENCY_IN_ARGUMENTS = "dependency_in_arguments"
     DELEGATION_DEPTH = "delegation_depth"
     API_KEY_REMOVED = "api_key_removed"
