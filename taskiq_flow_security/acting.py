@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -72,14 +70,19 @@ def fired(schedule: object) -> None:
         _firing.set(None)
 
 
-@contextmanager
-def scope(acting: Acting | None) -> Iterator[None]:
+class scope:  # noqa: N801 (a context manager, which reads as a verb; a generator would take four times as long)
     """Act as this inside the block; whatever happens in it, nothing of it is left behind."""
-    token = _acting.set(acting)
-    try:
-        yield
-    finally:
-        _acting.reset(token)
+
+    __slots__ = ("_acting", "_token")
+
+    def __init__(self, acting: Acting | None) -> None:
+        self._acting = acting
+
+    def __enter__(self) -> None:
+        self._token = _acting.set(self._acting)
+
+    def __exit__(self, *_: object) -> None:
+        _acting.reset(self._token)
 
 
 def current_principal() -> Principal:

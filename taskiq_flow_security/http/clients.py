@@ -17,6 +17,7 @@ FORWARDED_FOR = b"x-forwarded-for"
 FORWARDED_PROTO = b"x-forwarded-proto"
 
 _SECURE = frozenset({"https", "wss"})
+_SECURE_BYTES = frozenset(map(str.encode, _SECURE))
 
 _LONGEST = 64
 """Characters of an address and its port, at most; of what is longer nothing is remembered."""
@@ -69,9 +70,9 @@ class TrustedProxies:
                 return Client(UNKNOWN if rewritten else address, secure=False)
         if not self._trusts(address):
             return Client(address, secure)
-        protocol = _items(headers.get(FORWARDED_PROTO))
-        if protocol:
-            secure = protocol[-1].lower() in _SECURE
+        protocol = headers.get(FORWARDED_PROTO)
+        if protocol is not None:
+            secure = protocol[-1].rpartition(b",")[2].strip().lower() in _SECURE_BYTES
         for item in reversed(_items(headers.get(FORWARDED_FOR))):
             forwarded = _address(item)
             if forwarded is None:

@@ -75,8 +75,8 @@ class EndpointLimits:
 
     async def count(self, endpoint: str, principal: Principal | None, client: Client) -> None:
         """Count one request. Raises as `RateLimits.hit`."""
-        counted_by = ("client", client.network) if principal is None else ("principal", principal.subject)
-        await self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, *counted_by, name=endpoint)
+        what, who = ("client", client.network) if principal is None else ("principal", principal.subject)
+        await self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, what, who, name=endpoint)
 
     def _limit(self, endpoint: str, principal: Principal | None) -> str:
         in_force = self._live.in_force
@@ -101,6 +101,8 @@ class FailedLogins:
 
     def check(self, client: Client, now: float) -> None:
         """Raise `RateLimitExceededError` for a client that is shut out."""
+        if not self._shut_out:
+            return  # nobody is, mostly
         until, error = self._shut_out.get(client.network, (0.0, None))
         if error is None:
             return

@@ -81,10 +81,18 @@ class _Answer:
         """Pass a message on to the server."""
         if not self.started and message["type"] == "http.response.start":
             self.started = True
-            headers = list(message.get("headers", ()))
-            if self._hsts is not None and all(name.lower() != _HSTS for name, _ in headers):
-                message = {**message, "headers": [*headers, (_HSTS, self._hsts)]}
+            if self._hsts is not None:
+                message = _with_hsts(message, self._hsts)
         await self._send(message)
+
+
+def _with_hsts(message: Message, hsts: bytes) -> Message:
+    """The start of an answer with this policy, unless it has one of its own."""
+    headers = message.get("headers", ())
+    for name, _ in headers:
+        if name.lower() == _HSTS:
+            return message
+    return {**message, "headers": [*headers, (_HSTS, hsts)]}
 
 
 _HSTS = b"strict-transport-security"

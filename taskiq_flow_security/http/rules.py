@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.routing import compile_path
 
@@ -20,6 +20,7 @@ WEBSOCKET = "WEBSOCKET"
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", WEBSOCKET})
 _PARAMETER = re.compile(r"{(\w+)}")
+_ENCODED = re.compile(rb"%(2f|5c|2e|00)", re.IGNORECASE)
 _ENDPOINT = re.compile(r"[A-Za-z0-9_.:-]+")
 
 _LONGEST = 2048
@@ -65,18 +66,20 @@ class Rule:
             _check_pipeline(what, self.pipeline, _compile(self)[1])
 
 
-class Match(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Match:
     """The rule that a request falls under, and the pipeline that its path names."""
 
     rule: Rule
     pipeline: str | None
+    request: AccessRequest | None = field(init=False)
+    """What has to be allowed, if anything."""
 
-    @property
-    def request(self) -> AccessRequest | None:
-        """What has to be allowed, if anything."""
-        if self.rule.permission is None:
-            return None
-        return AccessRequest(Permission(self.rule.permission), self.pipeline, endpoint=self.rule.endpoint)
+    def __post_init__(self) -> None:
+        rule, request = self.rule, None
+        if rule.permission is not None:
+            request = AccessRequest(Permission(rule.permission), self.pipeline, endpoint=rule.endpoint)
+        object.__setattr__(self, "request", request)  # the dataclass is frozen
 
 
 class RuleTable:
@@ -160,8 +163,7 @@ def is_normal(path: str) -> bool:
 
 def is_plain(raw_path: bytes) -> bool:
     """Whether nothing that separates a path's segments was sent encoded (RFC 3986 section 2.2)."""
-    lower = raw_path.lower()
-    return not any(encoded in lower for encoded in (b"%2f", b"%5c", b"%2e", b"%00"))
+    return b"%" not in raw_path or _ENCODED.search(raw_path) is None
 
 
 def _compile(rule: Rule) -> tuple[re.Pattern[str], Any]:
