@@ -51,7 +51,7 @@ app = FastAPI(lifespan=lifespan)
 app.add_middleware(
     HTTPSecurityMiddleware,
     security=security,
-    rules=[  # a path that is not among them is denied
+    rules=[  # a path that is neither among them nor among those of the guide is denied
         Rule("GET", "/", "welcome", public=True),
         Rule("GET", "/me", "me"),
         Rule("POST", "/reports/{month}", "make_report", permission="execute", pipeline="reports"),

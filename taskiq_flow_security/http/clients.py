@@ -73,7 +73,7 @@ class TrustedProxies:
         protocol = headers.get(FORWARDED_PROTO)
         if protocol is not None:
             secure = protocol[-1].rpartition(b",")[2].strip().lower() in _SECURE_BYTES
-        for item in reversed(_items(headers.get(FORWARDED_FOR))):
+        for item in reversed(_items(headers[FORWARDED_FOR]) if FORWARDED_FOR in headers else ()):
             forwarded = _address(item)
             if forwarded is None:
                 break  # whoever wrote that is not to be believed; the last address before it is

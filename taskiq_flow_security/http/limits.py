@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from functools import lru_cache
 
 from limits import parse_many
@@ -73,10 +73,10 @@ class EndpointLimits:
                     *(setting, ", ".join(sorted(unknown)), ", ".join(sorted(known))),
                 )
 
-    async def count(self, endpoint: str, principal: Principal | None, client: Client) -> None:
-        """Count one request. Raises as `RateLimits.hit`."""
+    def count(self, endpoint: str, principal: Principal | None, client: Client) -> Awaitable[None]:
+        """Count one request, when it is awaited. Raises as `RateLimits.hit`."""
         what, who = ("client", client.network) if principal is None else ("principal", principal.subject)
-        await self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, what, who, name=endpoint)
+        return self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, what, who, name=endpoint)
 
     def _limit(self, endpoint: str, principal: Principal | None) -> str:
         in_force = self._live.in_force
