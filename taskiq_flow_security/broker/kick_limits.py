@@ -30,7 +30,7 @@ class KickLimits:
             request.guard is not None
             or in_force.task_rate_limits
             or in_force.pipeline_rate_limits
-            or self._security.config.principal_rate_limit
+            or in_force.principal_rate_limit
         )
 
     async def count(self, principal: Principal, request: AccessRequest, *, by_hook: bool) -> None:
@@ -60,5 +60,5 @@ class KickLimits:
             return  # what follows from a kick is not asked for again
         if request.pipeline is not None and (limit := in_force.pipeline_rate_limits.get(request.pipeline)) is not None:
             yield _Count(limit, ("pipeline", request.pipeline))
-        if (limit := self._security.config.principal_rate_limit) is not None:
+        if (limit := in_force.principal_rate_limit) is not None:
             yield _Count(limit, ("all",))
