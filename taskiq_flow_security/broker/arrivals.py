@@ -1,15 +1,19 @@
 """How messages arrive: a broker hands them to whoever listens, and keeps some of them until they are acked.
 
 The receiver of TaskIQ 0.13 acks at one of several points, or leaves it to the task, and acks some messages whose
-result it could not save. So "completed" is what is acked, and whatever has to be noted of that is noted before the ack.
+result it could not save. A message has completed when it is acked and the receiver is done with it. Where the ack comes
+last, that is noted before: a copy that its broker delivers because the worker was killed between the two is refused,
+and its result is there. Where the ack comes earlier, it is noted afterwards: what is lost until then, its broker holds
+no longer, and whatever it still holds runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import Any, Protocol
 
 from taskiq.acks import AckableMessage
 from taskiq.utils import maybe_awaitable
@@ -17,7 +21,16 @@ from taskiq.utils import maybe_awaitable
 from taskiq_flow_security.broker.delivery import Delivery
 
 Listen = Callable[[], AsyncGenerator[bytes | AckableMessage, None]]
-Completed = Callable[[Delivery], Awaitable[None]]
+
+
+class Completions(Protocol):
+    """Where it is noted which messages have completed."""
+
+    async def complete(self, delivery: Delivery) -> None:
+        """Note that a message has completed, if it has run."""
+
+    def note(self, delivery: Delivery) -> None:
+        """As `complete`, in the background."""
 
 
 class Arrival(bytes):
@@ -28,16 +41,34 @@ class Arrival(bytes):
     kept: bool
     """Whether the broker keeps it until it is acked."""
     delivery: Delivery | None = None
+    _handled_by: asyncio.Task[Any] | None = None
+    """What the receiver handles it in."""
 
     def becomes(self, delivery: Delivery) -> None:
         """Note what is made of it."""
         delivery.ended = self.ended
         delivery.kept = self.kept
         self.delivery = delivery
+        self._handled_by = asyncio.current_task()
+
+    def when_handled(self, then: Callable[[Delivery], None]) -> None:
+        """Call something when the receiver is done with it, if it gets so far."""
+        delivery = self.delivery
+        if delivery is None or self._handled_by is None:
+            return
+        self._handled_by.add_done_callback(
+            lambda task: then(delivery) if delivery.finished and not task.cancelled() else None
+        )
+
+    def handled(self) -> bool:
+        """Whether the receiver is done with it, or will be with the ack that it gives now."""
+        if self.delivery is None or not self.delivery.finished or self._handled_by is None:
+            return False
+        return self._handled_by.done() or self._handled_by is asyncio.current_task()
 
 
-def observed(listen: Listen, completed: Completed) -> Listen:
-    """A broker's `listen`, whose messages are `Arrival`s. What is acked has `completed` first."""
+def observed(listen: Listen, completions: Completions) -> Listen:
+    """A broker's `listen`, whose messages are `Arrival`s. It is noted which of those that it keeps have completed."""
 
     @functools.wraps(listen)
     async def observed_listen() -> AsyncGenerator[bytes | AckableMessage, None]:
@@ -45,7 +76,7 @@ def observed(listen: Listen, completed: Completed) -> Listen:
         async with aclosing(listen()) as messages:
             try:
                 async for message in messages:
-                    yield _observe(message, ended, completed)
+                    yield _observe(message, ended, completions)
             finally:
                 ended.set()
 
@@ -62,19 +93,22 @@ async def ended_within(seconds: float, ended: asyncio.Event) -> bool:
     return True
 
 
-def _observe(message: bytes | AckableMessage, ended: asyncio.Event, completed: Completed) -> bytes | AckableMessage:
+def _observe(message: bytes | AckableMessage, ended: asyncio.Event, completions: Completions) -> bytes | AckableMessage:
     if not isinstance(message, AckableMessage):
         return _arrival(message, ended, kept=False)
     arrival = _arrival(message.data, ended, kept=True)
     ack = message.ack
 
-    async def ack_completed() -> None:
-        if arrival.delivery is not None:
-            await completed(arrival.delivery)
-        await maybe_awaitable(ack())
+    async def observed_ack() -> None:
+        if arrival.delivery is not None and arrival.handled():
+            await completions.complete(arrival.delivery)
+            await maybe_awaitable(ack())
+        else:
+            await maybe_awaitable(ack())
+            arrival.when_handled(completions.note)
 
     message.data = arrival
-    message.ack = ack_completed
+    message.ack = observed_ack
     return message
 
 
