@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from itertools import chain, repeat
 
@@ -33,6 +34,7 @@ from taskiq_flow_security.errors import (
 )
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED
 
 _logger = logging.getLogger(__name__)
 
@@ -130,6 +132,8 @@ class Decider:
         assert principal is not None
         if signature.denied is not None:
             raise AccessDeniedError(signature.denied, "The process that wanted to kick this task may not.")
+        if len(signature.delegation.actors) > security.config.max_delegation_depth:
+            raise AccessDeniedError(Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another.")
         _check_ack_type(message)
         if security.live.in_force.revocations is not None:
             for jti, issued_at in ((token.jti, token.issued_at), (signature.jti, signature.issued_at)):
@@ -158,15 +162,19 @@ class Decider:
     def _let_run(self, message: TaskiqMessage, delivery: Delivery) -> None:
         token, signature = delivery.token, delivery.signature
         principal = delivery.admitted = delivery.principal or ANONYMOUS
+        delivery.handler = asyncio.current_task()
+        delegation = NOT_DELEGATED if signature is None else signature.delegation
+        pipeline = delegation.pipeline
+        if pipeline is None and registered_pipeline(delivery.task) is None:
+            pipeline = message.labels.get(PIPELINE_LABEL)
         acting.become(
             Acting(
                 principal,
                 new_id() if token is None else token.txn,
                 self._security,
-                # What is known by registration is known in every process.
-                message.labels.get(PIPELINE_LABEL) if registered_pipeline(delivery.task) is None else None,
+                pipeline,
                 token,
-                () if signature is None else signature.delegation.actors,
+                delegation.actors,
                 received=token is not None,
             )
         )

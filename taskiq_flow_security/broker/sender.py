@@ -26,6 +26,7 @@ from taskiq_flow_security.broker.wire import DELAY_LABEL, PIPELINE_LABEL, QUEUE_
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision
+from taskiq_flow_security.core.principal import UNRESTRICTED
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
     AccessDeniedError,
@@ -41,6 +42,13 @@ from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATU
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
 _logger = logging.getLogger(__name__)
+
+_SHORT = 200
+"""Characters of a label that is too short to hold a principal."""
+
+
+_AT_A_TIME = 1024
+"""How many kicks are between their decision and their signature at most, but for those that were given up."""
 
 
 @dataclass(slots=True)
@@ -61,6 +69,8 @@ class Sender:
         self._broker = broker
         self._fidelity = fidelity
         self._limits = KickLimits(security)
+        self._decided: dict[str, Decision] = {}
+        """By task id: what is recorded when the kick is signed. A requeue is not decided about before it arrives."""
 
     async def authorize(self, message: TaskiqMessage) -> None:
         """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
@@ -70,6 +80,7 @@ class Sender:
         except Exception as error:  # noqa: BLE001 (whatever it is, the kick is denied)
             denial = error if isinstance(error, FlowSecurityError) else _internal_error(error)
         else:
+            self._remember(kick)
             return
         self.record_denied(kick, denial)
         if self._security.monitoring:
@@ -85,17 +96,29 @@ class Sender:
             if not deliveries.refusing():
                 await refusal.answer(self._broker, message.task_id, denial)
 
+    def _remember(self, kick: Kick) -> None:
+        if kick.decision is None:
+            return
+        while len(self._decided) >= _AT_A_TIME:
+            self._decided.pop(next(iter(self._decided)), None)
+        self._decided[kick.message.task_id] = kick.decision
+
     async def decide(self, kick: Kick) -> None:
         """Decide about a kick, or raise a `FlowSecurityError`. Nothing is recorded."""
         security, message = self._security, kick.message
         task = self._broker.find_task(message.task_name)
         _check_shared_labels(task)
+        _check_other_labels(message)
         if not message.task_id.isprintable():
             raise UnsignableMessageError("The task's id must be printable text; let TaskIQ make it.")
         actor = kick.actor = self._actor_of(message.labels.get(PRINCIPAL_LABEL), message)
-        _name_pipeline(message, actor, registered_pipeline(task))
+        _name_pipeline(message, self._pipeline_of(actor, message), registered_pipeline(task))
         kick.request = request = access_request(message, task)
         kick.decision = decision = security.decide(actor.principal, request)
+        if decision.reason is Reason.POLICY_STALE:
+            if self.kicked_by_hook(message):
+                return  # a worker decides about it when it can
+            raise BackendUnavailableError("Nobody can tell now what the policy is; try again later.")
         if not decision.allowed:
             raise access_denied(actor.principal, request, decision)
         if actor.actors and len(self._actors(actor, message)) > security.config.max_delegation_depth:
@@ -103,7 +126,7 @@ class Sender:
                 Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another; see max_delegation_depth."
             )
         now = security.clock()
-        security.token_for(actor, now, _expiry(message, now, security.config))  # while it can be said in the caller
+        security.token_for(actor, now, self._expiry(message, now))  # while it can be said in the caller
         if self._limits.apply_to(request) and not self._retries(message):
             await self._count(kick, actor, request)
 
@@ -133,9 +156,9 @@ class Sender:
 
     def _sign(self, message: TaskiqMessage, given: object, inner: TaskiqFormatter) -> BrokerMessage:
         security = self._security
-        now = security.clock()
+        now, decision = security.clock(), self._decided.pop(message.task_id, None)
         data = wire.to_wire(message)
-        expires_at = _expiry(message, now, security.config)
+        expires_at = self._expiry(message, now)
         actor = self._actor_of(given, message)
         if actor.token is not None and self.kicked_by_hook(message):
             token = actor.token
@@ -166,6 +189,7 @@ class Sender:
                 txn=token.txn,
                 signature=signature,
                 pipeline=labels.get(PIPELINE_LABEL),
+                decision=decision,
             )
         if signature.denied is None:
             run_events.enqueued(security, message, labels.get(PIPELINE_LABEL), token)
@@ -180,10 +204,21 @@ class Sender:
 
     def delegation(self, actor: Acting, token: PrincipalToken, message: TaskiqMessage) -> Delegation:
         """On what terms the actor passes the principal on that the token proves."""
-        actors, scope = self._actors(actor, message), actor.principal.scope
+        actors, scope, pipeline = self._actors(actor, message), actor.principal.scope, self._pipeline_of(actor, message)
         if scope is token.principal.scope or scope == token.principal.scope:
-            return Delegation(actors) if actors else NOT_DELEGATED
-        return Delegation(actors, scope)
+            scope = UNRESTRICTED
+        if pipeline is not None and pipeline == wire.read_label(message, PIPELINE_LABEL):
+            pipeline = None
+        if not actors and scope is UNRESTRICTED and pipeline is None:
+            return NOT_DELEGATED
+        return Delegation(actors, scope, pipeline)
+
+    def _pipeline_of(self, actor: Acting, message: TaskiqMessage) -> str | None:
+        """The pipeline that a kick is made for, if for any: the next step of a pipeline, for that of the last one."""
+        if actor.pipeline is None and self.kicked_by_hook(message):
+            delivery = deliveries.current.get()
+            return None if delivery is None or delivery.request is None else delivery.request.pipeline
+        return actor.pipeline
 
     def _actors(self, actor: Acting, message: TaskiqMessage) -> tuple[str, ...]:
         """The tasks that have passed the principal on: the running one too, if it is its function that kicks."""
@@ -191,7 +226,7 @@ class Sender:
         if delivery is None or delivery.admitted is None:
             return actor.actors
         scheduled = actor.token is not None and actor.token.schedule is not None and not actor.actors
-        if self.kicked_by_hook(message) and not scheduled:
+        if self.kicked_by_hook(message) and not scheduled and delivery.handled_here():
             return actor.actors
         # A principal that was issued for a schedule has to be passed on by its task, and be it to its own retry.
         return (*actor.actors, delivery.task_name)
@@ -225,11 +260,24 @@ class Sender:
             return False
         return (delivery.task_id, delivery.task_name) == (message.task_id, message.task_name)
 
+    def _expiry(self, message: TaskiqMessage, now: float) -> float:
+        """When the message is too old to run: after the task's own time to live or the default, beyond any delay.
+
+        For what is tried again that time counts from the first kick.
+        """
+        expires_at = now + _time_to_live(message, self._security.config)
+        delivery = deliveries.current.get()
+        if delivery is not None and delivery.signature is not None and self._retries(message):
+            return min(expires_at, delivery.signature.expires_at)
+        return expires_at
+
     def _actor_of(self, given: object, message: TaskiqMessage) -> Acting:
         """Who kicks: the principal that the message was given explicitly, else the one that acts here."""
         actor = self._security.actor()
         if actor is not None and actor.schedule is not None and message.labels.get(SCHEDULE_LABEL) == actor.schedule:
             return actor  # whose grant has been verified; the labels are those that were stored with it
+        if actor is not None and given is not None and actor.received and actor.token and given == actor.token.text:
+            given = None  # it is whoever acts here anyway
         if given is not None:
             token = self._security.verify_principal(given, self._security.clock())
             if token.schedule is not None or SCHEDULE_LABEL in message.labels:
@@ -237,7 +285,8 @@ class Sender:
                     Reason.UNSIGNED,
                     "A principal that lies in a store proves nothing; wrap the schedule source in ProtectedSchedules.",
                 )
-            return Acting(token.principal, token.txn, self._security, token=token, received=True)
+            pipeline, actors = (None, ()) if actor is None else (actor.pipeline, actor.actors)
+            return Acting(token.principal, token.txn, self._security, pipeline, token, actors, received=True)
         if actor is None:
             raise AuthenticationError(
                 Reason.NO_PRINCIPAL,
@@ -273,27 +322,46 @@ def _check_shared_labels(task: Task | None) -> None:
         )
 
 
-def _name_pipeline(message: TaskiqMessage, actor: Acting, registered: str | None) -> None:
-    """Let the message name the pipeline that the caller acts for, if its task has none by registration."""
-    if actor.pipeline is None or registered is not None:
+def _check_other_labels(message: TaskiqMessage) -> None:
+    """Refuse a principal that is hidden in another label, as pipeline libraries keep the labels of their next steps.
+
+    Nobody would take it off, and it would reach results and dashboards.
+    """
+    for name, value in message.labels.items():
+        if len(str(value)) > _SHORT and name != PRINCIPAL_LABEL and _holds_principal(wire.read_label(message, name)):
+            raise ConfigurationError(
+                f"The label {name} holds a principal, as it does where a step of a pipeline is given one with "
+                "labels_for; kick the whole pipeline inside `with security.acting_as(principal):`."
+            )
+
+
+def _holds_principal(value: object) -> bool:
+    if isinstance(value, bytes):
+        return PRINCIPAL_LABEL.encode() in value
+    return isinstance(value, str) and PRINCIPAL_LABEL in value
+
+
+def _name_pipeline(message: TaskiqMessage, pipeline: str | None, registered: str | None) -> None:
+    """Let the message name the pipeline that the kick is made for, if its task has none by registration."""
+    if pipeline is None or registered is not None:
         return
     named = wire.read_label(message, PIPELINE_LABEL)
     if named is None:
-        message.labels[PIPELINE_LABEL] = actor.pipeline
+        message.labels[PIPELINE_LABEL] = pipeline
         if message.labels_types is not None:
             message.labels_types[PIPELINE_LABEL] = LabelType.STR
-    elif named != actor.pipeline:
+    elif named != pipeline:
         raise AccessDeniedError(
             Reason.PIPELINE_MISMATCH,
             "The message names another pipeline than the one that the caller acts for.",
         )
 
 
-def _expiry(message: TaskiqMessage, now: float, config: TaskiqFlowConfig) -> float:
-    """When the message is too old to run: after the task's own time to live or the default, beyond any delay it has."""
+def _time_to_live(message: TaskiqMessage, config: TaskiqFlowConfig) -> float:
+    """Seconds that the message may wait, its delay included."""
     labels = message.labels
     if QUEUE_TTL_LABEL not in labels and DELAY_LABEL not in labels:
-        return now + config.queue_ttl
+        return config.queue_ttl
     try:
         ttl = float(labels.get(QUEUE_TTL_LABEL, config.queue_ttl))
         delay = float(labels.get(DELAY_LABEL, 0))
@@ -306,4 +374,4 @@ def _expiry(message: TaskiqMessage, now: float, config: TaskiqFlowConfig) -> flo
             "The message may wait longer (queue_ttl and delay) than its principal is accepted; shorten that, or raise "
             "principal_ttl."
         )
-    return now + ttl + delay
+    return ttl + delay
