@@ -103,7 +103,9 @@ class Decider:
                     return error
                 if await ended_within(pause, delivery.ended):
                     if delivery.kept:
-                        raise
+                        raise BackendUnavailableError(
+                            f"{error} The worker ends without acking the message, so that its broker delivers it again."
+                        ) from None
                     return error
                 waited = True
             except (AccessDeniedError, AuthenticationError, RateLimitExceededError) as error:
