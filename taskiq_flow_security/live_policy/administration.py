@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from math import ceil
 
 from taskiq_flow_security.audit import AuditLogger
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
@@ -61,15 +63,20 @@ class Administration:
     async def revoke(self, admin: Principal, revocation: Revocation) -> PolicyDocument:
         """Refuse an API key, a subject, a token, a signing key, or all tokens issued before a moment, from now on.
 
-        What is queued of the revoked is refused, too. A moment that is still to come counts as now. A signing key has
-        to be removed from the settings as well: whoever stole it can sign a policy for processes that start anew.
+        What is queued of the revoked is refused, too. A moment that is still to come counts as now; this returns in the
+        next second then, so that what is issued afterwards by others, who count whole seconds, is from after it. A
+        signing key has to be removed from the settings as well: whoever stole it can sign a policy for processes that
+        start anew.
         """
         now = self._clock()
         if revocation.issued_before is not None:
             revocation = Revocation(issued_before=min(revocation.issued_before, now))
-        return await self._edit(
+        revoked = await self._edit(
             admin, REVOKE, lambda policy: policy.with_revoked(policy.revoked.at(now).with_(revocation))
         )
+        if revocation.issued_before is not None:
+            await asyncio.sleep(max(ceil(revocation.issued_before) - now, 0))
+        return revoked
 
     async def reinstate(self, admin: Principal, revocation: Revocation) -> PolicyDocument:
         """Take a revocation back."""

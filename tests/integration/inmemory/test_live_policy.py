@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 import jwt
 import pytest
 from taskiq import SimpleRetryMiddleware
@@ -106,6 +108,19 @@ async def test_after_everything_was_revoked_who_logs_in_anew_goes_on(process: Pr
     await process.serves()
     carol = await process.security.authenticate(bearer=bearer(process.clock))
     await process.runs(await process.kick(process.clean, [1], principal=carol))
+
+
+async def test_what_is_issued_in_the_second_in_which_all_was_revoked_is_told_apart(process: Process) -> None:
+    process.clock.now += 0.5
+    queued = await process.genuine()
+    process.clock.now += 0.001
+    started = monotonic()
+    await process.security.administration.revoke(ADMIN, Revocation(issued_before=process.clock.now))
+    assert monotonic() - started >= 0.499  # when other issuers, which know whole seconds only, are in the next one
+    await process.refuses_authentic(queued, "revoked")
+    await process.serves()
+    carol = await process.security.authenticate(bearer=bearer(process.clock, iat=int(process.clock.now) + 1))
+    await process.kick(process.clean, [1], principal=carol)
 
 
 async def test_nobody_is_locked_out_by_a_moment_that_is_still_to_come(process: Process) -> None:
