@@ -6,7 +6,9 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
+from operator import itemgetter
 
 from limits import RateLimitItem, parse_many
 from limits.aio.storage import MemoryStorage
@@ -21,6 +23,9 @@ from taskiq_flow_security.errors import (
 )
 
 _parse = lru_cache(maxsize=1024)(parse_many)
+
+_Counted = tuple[RateLimitItem, tuple[str, ...]]
+_UsedUp = tuple[float, RateLimitItem]
 
 _TIMEOUT = 2.0
 """Seconds in which a store must have counted, or it is away."""
@@ -109,24 +114,50 @@ class RateLimits:
 
         Raises `RateLimitExceededError` if that is one too many, `BackendUnavailableError` if it cannot be counted.
         """
-        for item in _parse(limit):
-            try:
-                retry_after = await self._hit(item, identifiers)
-            except Exception as error:  # noqa: BLE001 (each storage raises its client's own errors)
-                raise BackendUnavailableError(
-                    f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
-                ) from None
-            if retry_after is not None:
-                raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item))
+        await self.hit_all(((limit, identifiers),))
 
-    async def _hit(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
-        """Count one use; seconds until the next one can be, where that is one too many."""
+    async def hit_all(self, uses: Iterable[tuple[str, tuple[str, ...]]]) -> None:
+        """Count one use against several limits, each by its identifiers, if all allow it. Raises as `hit`.
+
+        Of several uses at the same moment, one that is denied may be counted against those of the limits that allow it.
+        """
+        items = [(item, identifiers) for limit, identifiers in uses for item in _parse(limit)]
+        try:
+            # None is asked beforehand where there is only one: it counts nothing if it denies.
+            used_up = await self._used_up(items) if len(items) > 1 else []
+            if not used_up:
+                used_up = await self._hit(items)
+        except Exception as error:  # noqa: BLE001 (each storage raises its client's own errors)
+            raise BackendUnavailableError(
+                f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
+            ) from None
+        if used_up:
+            retry_after, item = max(used_up, key=itemgetter(0))
+            raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item))
+
+    async def _used_up(self, items: list[_Counted]) -> list[_UsedUp]:
+        """The limits that deny the next use, each with the seconds until it allows one."""
+        return await self._each(self._denial, items)
+
+    async def _hit(self, items: list[_Counted]) -> list[_UsedUp]:
+        """Count one use; those of the limits for which that is one too many."""
+        return await self._each(self._count, items)
+
+    async def _each(
+        self, do: Callable[[RateLimitItem, tuple[str, ...]], Awaitable[float | None]], items: list[_Counted]
+    ) -> list[_UsedUp]:
         if self._timeout is None:
-            return await self._count(item, identifiers)
-        return await asyncio.wait_for(self._count(item, identifiers), self._timeout)
+            waits = [await do(*item) for item in items]
+        else:
+            waits = await asyncio.wait_for(asyncio.gather(*(do(*item) for item in items)), self._timeout)
+        return [(wait, item) for wait, (item, _) in zip(waits, items, strict=True) if wait is not None]
 
     async def _count(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
         if await self._limiter.hit(item, *identifiers):
             return None
         window = await self._limiter.get_window_stats(item, *identifiers)
         return max(window.reset_time - time.time(), 0.0)
+
+    async def _denial(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
+        window = await self._limiter.get_window_stats(item, *identifiers)
+        return None if window.remaining > 0 else max(window.reset_time - time.time(), 0.0)
