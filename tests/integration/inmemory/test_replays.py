@@ -223,6 +223,40 @@ async def test_a_message_that_another_acks_while_its_result_is_stored_is_acked_f
     assert len(waiting) == 2
 
 
+async def test_a_message_that_another_acks_after_its_end_has_completed_before_that(process: Process) -> None:
+    waiting: list[Context] = []
+
+    @process.broker.task("batched", pipeline="data", ack_type="manual")
+    async def batched(context: Context = TaskiqDepends()) -> None:
+        process.ran.append(("batched", None))
+        waiting.append(context)
+
+    message = await process.kick(batched)
+    await process.broker.deliver(message, on_ack=_fail)
+    with pytest.raises(ConnectionError):
+        await waiting[0].ack()
+    await refuses_copy(process, message)
+
+
+async def test_a_message_that_was_acked_early_and_has_no_result_because_a_hook_failed_runs_again(
+    new_process: NewProcess,
+) -> None:
+    failing = Failing("post_execute")
+    process = new_process(after=(failing,))
+    receiver = Receiver(
+        process.broker,
+        executor=process.broker.executor,
+        ack_type=AcknowledgeType.WHEN_RECEIVED,
+        max_async_tasks=10,
+    )
+    message = await process.genuine()
+    with pytest.raises(RuntimeError, match="post_execute"):
+        await process.broker.deliver(message, receiver)
+    failing.fails = False
+    process.ran.clear()
+    await process.runs(message)
+
+
 async def test_what_a_task_does_not_ack_runs_when_it_is_delivered_again(process: Process) -> None:
     acks = False
 
