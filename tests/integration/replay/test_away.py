@@ -13,7 +13,16 @@ from redis import Redis
 from taskiq import InMemoryBroker
 from taskiq.acks import AckableMessage
 
-from taskiq_flow_security import BackendUnavailableError, FlowSecurity, SecurityMiddleware, guard
+from taskiq_flow_security import (
+    BackendUnavailableError,
+    FlowSecurity,
+    PolicyChange,
+    Principal,
+    SecurityMiddleware,
+    guard,
+)
+from taskiq_flow_security.replay import Progress
+from taskiq_flow_security.tokens.message_signature import MessageSignature
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, Clock, Outcome, Process, Queue, Task, config
 from tests.integration.replay.server import RedisServer
@@ -163,6 +172,29 @@ async def test_what_may_run_once_and_only_waited_runs_in_the_next_worker(
         await asyncio.wait_for(callback, SECONDS)
     assert (await other.broker.deliver(message)).result.return_value == 7
     assert len(other.ran) == 1
+
+
+async def test_what_waits_to_be_claimed_counts_once_against_the_limits_of_the_worker(
+    new_process: NewProcess, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = new_process(shared_store=server.url, rate_limits_on_workers=True)
+    message = await worker.kick(once(worker))
+    await worker.security.administration.change(
+        Principal("root", permissions=["admin"]), PolicyChange(task_rate_limits={"once": "1/hour"})
+    )
+    stores = worker.security.replays
+    assert stores is not None
+    assert stores.shared is not None
+    claim, away = stores.shared.claim, [True]
+
+    async def once_away(signature: MessageSignature, claimant: str) -> Progress | None:
+        if away and away.pop():
+            raise BackendUnavailableError("away")
+        return await claim(signature, claimant)
+
+    monkeypatch.setattr(stores.shared, "claim", once_away)
+    assert (await worker.broker.deliver(message)).result.return_value == 7
+    assert away == []
 
 
 async def test_what_may_run_once_and_is_denied_is_not_claimed(
