@@ -52,7 +52,7 @@ async def test_who_starts_later_begins_with_what_is_in_force(deployment: Deploym
 
 
 async def test_changes_at_the_same_time_are_all_made(deployment: Deployment) -> None:
-    processes = [deployment.process() for _ in range(12)]
+    processes = [deployment.process() for _ in range(30)]
     await asyncio.gather(
         *(
             process.administration.change(ADMIN, PolicyChange(roles={f"user-{number}": ["x"]}))
@@ -61,8 +61,8 @@ async def test_changes_at_the_same_time_are_all_made(deployment: Deployment) -> 
     )
     last = deployment.process()
     await last.live.catch_up()
-    assert last.live.document.version == 12
-    assert set(last.live.document.roles) == {f"user-{number}" for number in range(12)}
+    assert last.live.document.version == 30
+    assert set(last.live.document.roles) == {f"user-{number}" for number in range(30)}
 
 
 async def test_of_two_changes_to_one_version_one_is_made(deployment: Deployment) -> None:
