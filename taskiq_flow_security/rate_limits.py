@@ -1,4 +1,4 @@
-"""How often: counted by the `limits` package, in memory or in a store that processes share."""
+"""How often: counted in memory, or by the `limits` package in a store that processes share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from operator import itemgetter
+from typing import NamedTuple
 
 from limits import RateLimitItem, parse_many
 from limits.aio.storage import MemoryStorage
@@ -24,9 +25,6 @@ from taskiq_flow_security.errors import (
 
 _parse = lru_cache(maxsize=1024)(parse_many)
 
-_Counted = tuple[RateLimitItem, tuple[str, ...]]
-_UsedUp = tuple[float, RateLimitItem]
-
 _TIMEOUT = 2.0
 """Seconds in which a store must have counted, or it is away."""
 
@@ -34,46 +32,62 @@ _REMEMBERED = 100_000
 """How many identities are counted in memory at most, for each length of a window; the ones longest unseen go first."""
 
 
-class MemoryWindows(MemoryStorage):
-    """The moving windows of `limits`, in memory, for many identities.
+class Use(NamedTuple):
+    """One use of what is limited."""
 
-    `MemoryStorage` (limits 5.8) keeps a sweep over all its keys going, one thread switch for each, and sets no bound to
+    limit: str
+    identifiers: tuple[str, ...]
+    name: str | None = None
+    """What the error calls the limit."""
+
+
+class MemoryWindows:
+    """Moving windows in memory, for many identities.
+
+    Those of `limits` (5.8) keep a sweep over all their keys going, one thread switch for each, and set no bound to
     them. Here each hit drops what it finds expired: no identity costs more for all the others that there are.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._windows: dict[int, OrderedDict[str, list[float]]] = {}
+        self._windows: dict[int, OrderedDict[tuple[object, ...], list[float]]] = {}
 
     @property
     def remembered(self) -> int:
         """How many identities are counted."""
         return sum(map(len, self._windows.values()))
 
-    async def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        """Count `amount` uses, if the last `expiry` seconds have seen few enough; whether they have."""
+    def hit(self, amount: int, seconds: int, identifiers: tuple[str, ...]) -> float | None:
+        """Count one use, if the last `seconds` saw less than `amount`; else, seconds until the next one can be."""
         now = time.time()
-        windows = self._windows.setdefault(expiry, OrderedDict())
-        hits = windows.get(key, [])
-        del hits[: bisect_right(hits, now - expiry)]
-        if len(hits) + amount > limit:
-            return False
-        hits += [now] * amount
+        expired = now - seconds
+        windows = self._windows.get(seconds)
+        if windows is None:
+            windows = self._windows[seconds] = OrderedDict()
+        key = (amount, *identifiers)
+        hits = windows.get(key)
+        if hits is None:
+            hits = []
+        elif hits[0] <= expired:
+            del hits[: bisect_right(hits, expired)]
+        if len(hits) >= amount:
+            return hits[0] - expired if hits else float(seconds)
+        hits.append(now)
         windows[key] = hits
         windows.move_to_end(key)
-        self._drop_old(windows, now - expiry)
-        return True
+        self._drop_old(windows, expired)
+        return None
 
-    async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        """When the oldest use was that still counts, and how many there are."""
-        now = time.time()
-        windows = self._windows.get(expiry)
-        hits = [] if windows is None else windows.get(key, [])
-        expired = bisect_right(hits, now - expiry)
-        return (hits[expired], len(hits) - expired) if expired < len(hits) else (now, 0)
+    def wait(self, amount: int, seconds: int, identifiers: tuple[str, ...]) -> float | None:
+        """Seconds until the next use can be, where `hit` would deny it now."""
+        expired = time.time() - seconds
+        windows = self._windows.get(seconds)
+        hits = [] if windows is None else windows.get((amount, *identifiers), [])
+        if len(hits) - bisect_right(hits, expired) < amount:
+            return None
+        return hits[-amount] - expired if amount else float(seconds)
 
     @staticmethod
-    def _drop_old(windows: OrderedDict[str, list[float]], expired: float) -> None:
+    def _drop_old(windows: OrderedDict[tuple[object, ...], list[float]], expired: float) -> None:
         """Drop two of the identities whose last use is over, if there are: more than a hit can have added."""
         for _ in range(2):
             oldest = next(iter(windows))
@@ -86,13 +100,11 @@ class RateLimits:
     """Counts hits against limits such as ``"10/minute"`` or ``"10/minute;100/hour"``."""
 
     def __init__(self, storage_url: str) -> None:
-        self._timeout: float | None = _TIMEOUT
         asynchronous = storage_url if storage_url.startswith("async+") else f"async+{storage_url}"
         try:
             storage = storage_from_string(asynchronous)
-            if type(storage) is MemoryStorage:
-                storage, self._timeout = MemoryWindows(), None
             self._limiter = MovingWindowRateLimiter(storage)
+            self._windows = MemoryWindows() if type(storage) is MemoryStorage else None
         except (
             StorageConfigurationError,
             NotImplementedError,
@@ -109,55 +121,62 @@ class RateLimits:
                 'use "memory://" or "redis://host:6379" (extra: redis)'
             )
 
-    async def hit(self, limit: str, *identifiers: str) -> None:
-        """Count one use by `identifiers`.
+    async def hit(self, limit: str, *identifiers: str, name: str | None = None) -> None:
+        """Count one use by `identifiers`. `name` is what the error calls the limit.
 
         Raises `RateLimitExceededError` if that is one too many, `BackendUnavailableError` if it cannot be counted.
         """
-        await self.hit_all(((limit, identifiers),))
+        items = _parse(limit)
+        if self._windows is None or len(items) > 1:
+            return await self.hit_all((Use(limit, identifiers, name),))
+        (item,) = items  # what most requests count against, in the fewest steps
+        retry_after = self._windows.hit(item.amount, item.get_expiry(), identifiers)
+        if retry_after is not None:
+            raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), name)
 
-    async def hit_all(self, uses: Iterable[tuple[str, tuple[str, ...]]]) -> None:
-        """Count one use against several limits, each by its identifiers, if all allow it. Raises as `hit`.
+    async def hit_all(self, uses: Iterable[Use]) -> None:
+        """Count one use against several limits if all allow it. Raises as `hit`.
 
-        Of several uses at the same moment, one that is denied may be counted against those of the limits that allow it.
+        Of several at the same moment, one that is denied may be counted against those of the limits that allow it.
         """
-        items = [(item, identifiers) for limit, identifiers in uses for item in _parse(limit)]
+        items = [(item, use) for use in uses for item in _parse(use.limit)]
+        # None is asked beforehand where there is only one: it counts nothing if it denies.
+        denied = await self._denied(items, only_ask=True) if len(items) > 1 else []
+        denied = denied or await self._denied(items)
+        if denied:
+            retry_after, item, use = max(denied, key=itemgetter(0))
+            raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), use.name)
+
+    async def _denied(
+        self, items: list[tuple[RateLimitItem, Use]], *, only_ask: bool = False
+    ) -> list[tuple[float, RateLimitItem, Use]]:
+        """Count one use against each limit, or ask whether they allow it; those that deny it, and for how long."""
+        if self._windows is not None:
+            hit = self._windows.wait if only_ask else self._windows.hit
+            waits = [hit(item.amount, item.get_expiry(), use.identifiers) for item, use in items]
+        else:
+            waits = await self._shared(self._wait if only_ask else self._count, items)
+        return [(wait, item, use) for wait, (item, use) in zip(waits, items, strict=True) if wait is not None]
+
+    async def _shared(
+        self, ask: Callable[[RateLimitItem, Use], Awaitable[float | None]], items: list[tuple[RateLimitItem, Use]]
+    ) -> list[float | None]:
+        """The answers of a store that processes share, all asked at once."""
         try:
-            # None is asked beforehand where there is only one: it counts nothing if it denies.
-            used_up = await self._used_up(items) if len(items) > 1 else []
-            if not used_up:
-                used_up = await self._hit(items)
+            return await asyncio.wait_for(asyncio.gather(*(ask(item, use) for item, use in items)), _TIMEOUT)
         except Exception as error:  # noqa: BLE001 (each storage raises its client's own errors)
             raise BackendUnavailableError(
                 f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
             ) from None
-        if used_up:
-            retry_after, item = max(used_up, key=itemgetter(0))
-            raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item))
 
-    async def _used_up(self, items: list[_Counted]) -> list[_UsedUp]:
-        """The limits that deny the next use, each with the seconds until it allows one."""
-        return await self._each(self._denial, items)
-
-    async def _hit(self, items: list[_Counted]) -> list[_UsedUp]:
-        """Count one use; those of the limits for which that is one too many."""
-        return await self._each(self._count, items)
-
-    async def _each(
-        self, do: Callable[[RateLimitItem, tuple[str, ...]], Awaitable[float | None]], items: list[_Counted]
-    ) -> list[_UsedUp]:
-        if self._timeout is None:
-            waits = [await do(*item) for item in items]
-        else:
-            waits = await asyncio.wait_for(asyncio.gather(*(do(*item) for item in items)), self._timeout)
-        return [(wait, item) for wait, (item, _) in zip(waits, items, strict=True) if wait is not None]
-
-    async def _count(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
-        if await self._limiter.hit(item, *identifiers):
+    async def _count(self, item: RateLimitItem, use: Use) -> float | None:
+        """As `MemoryWindows.hit`."""
+        if await self._limiter.hit(item, *use.identifiers):
             return None
-        window = await self._limiter.get_window_stats(item, *identifiers)
+        window = await self._limiter.get_window_stats(item, *use.identifiers)
         return max(window.reset_time - time.time(), 0.0)
 
-    async def _denial(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
-        window = await self._limiter.get_window_stats(item, *identifiers)
+    async def _wait(self, item: RateLimitItem, use: Use) -> float | None:
+        """As `MemoryWindows.wait`."""
+        window = await self._limiter.get_window_stats(item, *use.identifiers)
         return None if window.remaining > 0 else max(window.reset_time - time.time(), 0.0)

@@ -17,7 +17,7 @@ from taskiq_flow_security.audit import AuditLogger
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision, Policy, decide
-from taskiq_flow_security.core.principal import SERVICE_PREFIX, Permission, Principal
+from taskiq_flow_security.core.principal import ANONYMOUS, SERVICE_PREFIX, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.credentials import ApiKey
 from taskiq_flow_security.errors import AuthenticationError, BackendUnavailableError, ConfigurationError
@@ -113,8 +113,11 @@ class FlowSecurity:
         """The principal of an API key or a bearer token. `ip` is the client's address, for the audit log.
 
         Raises `AuthenticationError` for anything else than exactly one credential that is valid now, and
-        `BackendUnavailableError` where the policy is stale (see the setting `policy_max_age`).
+        `BackendUnavailableError` where the policy is stale (see the setting `policy_max_age`). Where security is off,
+        everybody is ``ANONYMOUS``, whatever they give, as at the HTTP edge.
         """
+        if not self.enabled:
+            return ANONYMOUS
         await self.live.catch_up()
         txn = new_id()
         try:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Protocol
 
 from taskiq.acks import AckableMessage
 from taskiq.utils import maybe_awaitable
@@ -40,31 +40,31 @@ class Arrival(bytes):
     """Set when the worker listens no longer, so that it ends as soon as its tasks have."""
     kept: bool
     """Whether the broker keeps it until it is acked."""
+    ack: Callable[[], Awaitable[None]] | None = None
+    """Acks it, once."""
     delivery: Delivery | None = None
-    _handled_by: asyncio.Task[Any] | None = None
-    """What the receiver handles it in."""
 
     def becomes(self, delivery: Delivery) -> None:
         """Note what is made of it."""
         delivery.ended = self.ended
         delivery.kept = self.kept
+        delivery.ack = self.ack
         self.delivery = delivery
-        self._handled_by = asyncio.current_task()
 
     def when_handled(self, then: Callable[[Delivery], None]) -> None:
         """Call something when the receiver is done with it, if it gets so far."""
         delivery = self.delivery
-        if delivery is None or self._handled_by is None:
-            return
-        self._handled_by.add_done_callback(
-            lambda task: then(delivery) if delivery.finished and not task.cancelled() else None
-        )
+        if delivery is not None and delivery.handler is not None:
+            delivery.handler.add_done_callback(
+                lambda handler: then(delivery) if delivery.finished and not handler.cancelled() else None
+            )
 
     def handled(self) -> bool:
         """Whether the receiver is done with it, or will be with the ack that it gives now."""
-        if self.delivery is None or not self.delivery.finished or self._handled_by is None:
+        delivery = self.delivery
+        if delivery is None or delivery.handler is None or not delivery.finished:
             return False
-        return self._handled_by.done() or self._handled_by is asyncio.current_task()
+        return delivery.handler.done() or delivery.handled_here()
 
 
 def observed(listen: Listen, completions: Completions) -> Listen:
@@ -97,18 +97,22 @@ def _observe(message: bytes | AckableMessage, ended: asyncio.Event, completions:
     if not isinstance(message, AckableMessage):
         return _arrival(message, ended, kept=False)
     arrival = _arrival(message.data, ended, kept=True)
-    ack = message.ack
+    ack, acked = message.ack, False
 
-    async def observed_ack() -> None:
-        if arrival.delivery is not None and arrival.handled():
+    async def ack_once() -> None:
+        nonlocal acked
+        if acked:
+            return
+        handled = arrival.handled()
+        if handled and arrival.delivery is not None:
             await completions.complete(arrival.delivery)
-            await maybe_awaitable(ack())
-        else:
-            await maybe_awaitable(ack())
+        await maybe_awaitable(ack())
+        acked = True
+        if not handled:
             arrival.when_handled(completions.note)
 
     message.data = arrival
-    message.ack = observed_ack
+    message.ack = arrival.ack = ack_once
     return message
 
 

@@ -72,6 +72,8 @@ class Decider:
                 _logger.exception("A message cannot be decided about because of an unexpected error.")
                 delivery.error = internal_error()
                 record_arrival_denied(self._security, message, delivery, delivery.error)
+        if self._security.monitoring and not _knows_ack_type(message):
+            del message.labels["ack_type"]
         if delivery.error is None or self._security.monitoring:
             self._let_run(message, delivery)
         return delivery
@@ -136,7 +138,8 @@ class Decider:
             raise AccessDeniedError(signature.denied, "The process that wanted to kick this task may not.")
         if len(signature.delegation.actors) > security.config.max_delegation_depth:
             raise AccessDeniedError(Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another.")
-        _check_ack_type(message)
+        if not _knows_ack_type(message):
+            raise AccessDeniedError(Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows.")
         if security.live.in_force.revocations is not None:
             for jti, issued_at in ((token.jti, token.issued_at), (signature.jti, signature.issued_at)):
                 if (rule := security.revoked(jti, issued_at)) is not None:
@@ -182,12 +185,10 @@ class Decider:
         )
 
 
-def _check_ack_type(message: TaskiqMessage) -> None:
-    """The receiver reads this label outside of any ``try`` (TaskIQ 0.13): a wrong one would never be acked."""
+def _knows_ack_type(message: TaskiqMessage) -> bool:
+    """Whether TaskIQ knows this label. Where not, its receiver (0.13) raises outside of any ``try`` and never acks."""
     ack_type = message.labels.get("ack_type")
-    if ack_type is None:
-        return
     try:
-        parse_acknowledge_type(ack_type)
+        return ack_type is None or bool(parse_acknowledge_type(ack_type))
     except ValueError:
-        raise AccessDeniedError(Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows.") from None
+        return False

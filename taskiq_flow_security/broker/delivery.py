@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,6 +78,8 @@ class Delivery:
     """In whose name it is claimed, if it may run at most once."""
     counted: bool = False
     """Whether it was counted against the limits of the worker."""
+    ack: Callable[[], Awaitable[None]] | None = None
+    """Acks it, if its broker keeps it and nobody else has acked it."""
     keep_result: bool = False
     """Whether a result is there already, which a refusal must not replace."""
     handler: asyncio.Task[Any] | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from taskiq_flow_security.core.policy import AccessRequest
 from taskiq_flow_security.core.principal import Principal
+from taskiq_flow_security.rate_limits import Use
 from taskiq_flow_security.security import FlowSecurity
 
 _Limit = tuple[str, tuple[str, ...]]
@@ -43,7 +44,8 @@ class KickLimits:
     async def _count(self, what: str, principal: Principal, limits: Iterable[_Limit]) -> None:
         if self._security.rate_limits is not None:
             await self._security.rate_limits.hit_all(
-                (limit, (what, *counted_by, principal.subject)) for limit, counted_by in limits
+                Use(limit, (what, *counted_by, principal.subject), f"{what}_{counted_by[0]}")
+                for limit, counted_by in limits
             )
 
     def _limits(self, request: AccessRequest, *, by_hook: bool) -> Iterator[_Limit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TypeVar
 
 from taskiq_flow_security.core.string_enum import StringEnum
@@ -180,9 +181,15 @@ class Principal:
     def _but(self, **changes: object) -> Principal:
         """A copy with other values in some fields. The values were checked when this one was made."""
         other = object.__new__(Principal)
-        for name in Principal.__slots__:
-            object.__setattr__(other, name, changes[name] if name in changes else getattr(self, name))
+        for set_field, value in zip(_SETTERS, _values_of(self), strict=True):  # the dataclass is frozen
+            set_field(other, value)
+        for name, value in changes.items():
+            object.__setattr__(other, name, value)
         return other
+
+
+_values_of = attrgetter(*Principal.__slots__)
+_SETTERS = tuple(getattr(Principal, name).__set__ for name in Principal.__slots__)
 
 
 def _permissions(values: Iterable[Permission | str]) -> frozenset[Permission]:

@@ -2,6 +2,6 @@
 
 from taskiq_flow_security.pipelines.catalogue import Catalogue
 from taskiq_flow_security.pipelines.graph import Edge, Graph, Node, StepKind
-from taskiq_flow_security.pipelines.protocol import InputError, Pipeline
+from taskiq_flow_security.pipelines.protocol import AbandonedRunError, InputError, Pipeline
 
-__all__ = ["Catalogue", "Edge", "Graph", "InputError", "Node", "Pipeline", "StepKind"]
+__all__ = ["AbandonedRunError", "Catalogue", "Edge", "Graph", "InputError", "Node", "Pipeline", "StepKind"]

@@ -21,8 +21,10 @@ _MAX_ID_LENGTH = 200
 class Catalogue:
     """What was added, and each task that is registered with a pipeline that has no other task: one of one step."""
 
-    def __init__(self, broker: AsyncBroker) -> None:
+    def __init__(self, broker: AsyncBroker, *, patience: float) -> None:
+        """`patience`: seconds that a run waits for a step, where this process runs it."""
         self._broker = broker
+        self._patience = patience
         self._added: dict[str, Pipeline] = {}
 
     def add(self, pipeline_id: str, given: object) -> None:
@@ -85,7 +87,7 @@ class Catalogue:
         if getattr(given, "_dataflow_tasks", None):  # what makes a pipeline of theirs one of data flow
             from taskiq_flow_security.pipelines.dataflow import DataflowPipeline  # the extra `flow`
 
-            return DataflowPipeline(pipeline_id, given, self._broker)
+            return DataflowPipeline(pipeline_id, given, self._broker, patience=self._patience)
         return StepsPipeline(pipeline_id, given)
 
 

@@ -12,6 +12,24 @@ class InputError(ValueError):
     """A pipeline cannot be started with such arguments; the message says why, and quotes none of them."""
 
 
+class AbandonedRunError(Exception):
+    """A run was given up by what carries it, and not by one of its tasks; what it says may be shown to its callers.
+
+    The result of such a run. As a result backend stores it, it is rebuilt from its ``args``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+
+    @property
+    def reason(self) -> str:
+        """A stable code."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
 @runtime_checkable
 class Pipeline(Protocol):
     """A pipeline that can be shown and started. What runs it is somebody else's."""

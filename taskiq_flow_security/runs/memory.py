@@ -36,6 +36,12 @@ class MemoryRunStore:
         if len(self._pipelines) > self._max_pipelines:
             self._pipelines.popitem(last=False)
 
+    async def update(self, run: Run) -> None:
+        """Keep what has become of a run, if the run itself is still kept."""
+        runs = self._pipelines.get(run.pipeline_id)
+        if runs is not None and run.run_id in runs:
+            runs[run.run_id] = run
+
     async def get(self, pipeline_id: str, run_id: str) -> Run | None:
         """The run, if it is one of this pipeline."""
         runs = self._pipelines.get(pipeline_id)

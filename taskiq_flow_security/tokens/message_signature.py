@@ -82,15 +82,16 @@ class MessageSigner:
         denied: str | None = None,
         *,
         fires: bool = False,
+        jti: str | None = None,
     ) -> tuple[str, MessageSignature]:
-        """Sign a message, which a schedule `fires`, or somebody sends.
+        """Sign a message, which a schedule `fires`, or somebody sends. It has an id of its own unless a `jti` is given.
 
         Raises `AuthenticationError` where this process has no key to do that with.
         """
         use = Use.FIRE if fires and not self._keyring.signs(Use.SEND, now) else Use.SEND
         key = self._keyring.signer(use, now, expires_at)
-        signature = MessageSignature(key.kid, new_id(), now, int(expires_at), delegation, denied)
-        # Only numbers and hexadecimal digits are filled in, so that nothing needs escaping.
+        signature = MessageSignature(key.kid, jti or new_id(), now, int(expires_at), delegation, denied)
+        # Only numbers and ids that were made here are filled in, so that nothing needs escaping.
         times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
         header = f'{self._header(key)},{times},"jti":"{signature.jti}"{_terms(signature)}}}'
         protected = jws.encode_segment(header.encode())

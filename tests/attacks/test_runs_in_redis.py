@@ -16,7 +16,7 @@ from taskiq_flow_security.tokens.keyring import Keyring
 from tests.integration.inmemory.harness import SECRET, STRANGER_SECRET
 from tests.integration.runs.conftest import deployment, redis
 from tests.integration.runs.processes import Deployment, take
-from tests.unit.runs.events import NOW, event, run
+from tests.unit.runs.events import COMPLETED, NOW, event, run
 
 __all__ = ["deployment", "redis"]
 
@@ -165,6 +165,19 @@ async def test_a_list_in_another_order_is_put_right(deployment: Deployment, redi
     assert isinstance(first, bytes)
     await redis.lpush(recent_key(deployment), first, first)
     assert await store.recent("data") == [run(2), run(1), run(0)]
+
+
+async def test_a_copy_of_a_record_does_not_take_back_what_has_become_of_its_run(
+    deployment: Deployment, redis: Redis
+) -> None:
+    store = deployment.process().runs
+    await store.add(run(1))
+    before = await redis.lindex(recent_key(deployment), 0)
+    assert isinstance(before, bytes)
+    await store.update(run(1)._replace(outcome=COMPLETED))
+    await redis.lpush(recent_key(deployment), before)
+    await redis.rpush(recent_key(deployment), before)
+    assert await store.recent("data") == [run(1)._replace(outcome=COMPLETED)]
 
 
 async def test_keys_of_another_type_are_an_error_that_says_so(deployment: Deployment, redis: Redis) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskiq_flow_security.errors import BackendUnavailableError, ConfigurationError, RateLimitExceededError
-from taskiq_flow_security.rate_limits import MemoryWindows, RateLimits
+from taskiq_flow_security.rate_limits import MemoryWindows, RateLimits, Use
 from tests.services import REDIS_URL, require
 
 
@@ -50,7 +50,7 @@ async def test_what_one_limit_denies_counts_against_no_other(storage: str, limit
 
 async def test_who_is_denied_by_several_limits_is_told_when_all_allow_it() -> None:
     limits = RateLimits("memory://")
-    uses = [("1/minute", ("all", "alice")), ("1/hour", ("task", "alice")), ("9/hour", ("pipeline", "alice"))]
+    uses = [Use("1/minute", ("all", "alice")), Use("1/hour", ("task", "alice")), Use("9/hour", ("pipeline", "alice"))]
     await limits.hit_all(uses)
     for order in (uses, uses[::-1]):
         with pytest.raises(RateLimitExceededError, match="1 per 1 hour") as refusal:
@@ -102,31 +102,27 @@ async def test_a_window_moves(limit: str, monkeypatch: pytest.MonkeyPatch) -> No
         await limits.hit(limit, "alice")
 
 
-async def test_in_memory_many_identities_are_forgotten_when_their_window_is_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_in_memory_many_identities_are_forgotten_when_their_window_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000_000.0
     monkeypatch.setattr("time.time", lambda: now)
     windows = MemoryWindows()
     for number in range(1000):
-        await windows.acquire_entry(str(number), 10, 60)
+        windows.hit(10, 60, (str(number),))
     now += 61
     for _ in range(1000):
-        assert await windows.acquire_entry("alice", 1000, 60)
+        assert windows.hit(1000, 60, ("alice",)) is None
     assert windows.remembered == 1
 
 
-async def test_in_memory_identities_are_bounded_and_the_ones_longest_unseen_go_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_in_memory_identities_are_bounded_and_the_ones_longest_unseen_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskiq_flow_security.rate_limits._REMEMBERED", 100)
     windows = MemoryWindows()
     for number in range(1000):
-        await windows.acquire_entry(str(number), 1, 60)
-        assert await windows.acquire_entry("alice", 10_000, 60)
+        windows.hit(1, 60, (str(number),))
+        assert windows.hit(10_000, 60, ("alice",)) is None
     assert windows.remembered == 100
-    assert not await windows.acquire_entry("999", 1, 60)
-    assert await windows.acquire_entry("0", 1, 60)
+    assert windows.hit(1, 60, ("999",)) is not None
+    assert windows.hit(1, 60, ("0",)) is None
 
 
 async def test_a_limit_of_nothing_denies_and_harms_nobody_else() -> None:
@@ -138,7 +134,7 @@ async def test_a_limit_of_nothing_denies_and_harms_nobody_else() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 2)), max_size=60), st.integers(1, 5))
-async def test_in_memory_no_window_ever_has_more_uses_than_the_limit_and_none_is_denied_too_early(
+def test_in_memory_no_window_ever_has_more_uses_than_the_limit_and_none_is_denied_too_early(
     uses: list[tuple[str, float]], limit: int
 ) -> None:
     windows, now, accepted = MemoryWindows(), 1_000_000.0, dict[str, list[float]](a=[], b=[])
@@ -147,10 +143,9 @@ async def test_in_memory_no_window_ever_has_more_uses_than_the_limit_and_none_is
         recent = [moment for moment in accepted[who] if moment > now - 3]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("time.time", lambda now=now: now)
-            allowed = await windows.acquire_entry(who, limit, 3)
-            oldest, count = await windows.get_moving_window(who, limit, 3)
-        assert allowed is (len(recent) < limit)
-        if allowed:
+            retry_after = windows.hit(limit, 3, (who,))
+        if len(recent) < limit:
+            assert retry_after is None
             accepted[who].append(now)
-            recent.append(now)
-        assert (oldest, count) == (recent[0], len(recent))
+        else:
+            assert retry_after == recent[0] - (now - 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from datetime import datetime, timezone
 
@@ -15,7 +14,7 @@ from taskiq.exceptions import SendTaskError
 from taskiq_flow_security.core.policy import AccessRequest
 from taskiq_flow_security.core.principal import ANONYMOUS, Permission, Principal
 from taskiq_flow_security.errors import BackendUnavailableError, UnsignableMessageError
-from taskiq_flow_security.http.api import bodies, run_states
+from taskiq_flow_security.http.api import bodies
 from taskiq_flow_security.http.api.bodies import answer
 from taskiq_flow_security.http.api.failures import cause_of
 from taskiq_flow_security.http.api.models import (
@@ -30,6 +29,7 @@ from taskiq_flow_security.http.api.models import (
     PipelineSummary,
     RunStarted,
 )
+from taskiq_flow_security.http.api.run_states import RunStates
 from taskiq_flow_security.pipelines import Catalogue, InputError, Pipeline
 from taskiq_flow_security.runs.records import Run
 from taskiq_flow_security.security import FlowSecurity
@@ -42,7 +42,7 @@ class Endpoints:
 
     def __init__(self, security: FlowSecurity, broker: AsyncBroker, catalogue: Catalogue) -> None:
         self._security = security
-        self._broker = broker
+        self._states = RunStates(security.runs, broker)
         self._catalogue = catalogue
 
     async def health(self, request: Request) -> Response:
@@ -131,18 +131,15 @@ class Endpoints:
     async def status(self, request: Request) -> Response:
         """The latest runs of a pipeline."""
         pipeline = self._pipeline(request)
-        runs = await self._security.runs.recent(pipeline.id)
-        backend = self._broker.result_backend
-        summaries = await asyncio.gather(*(run_states.summary(run, backend) for run in runs))
-        return answer(PipelineStatus(pipeline_id=pipeline.id, runs=list(summaries)))
+        return answer(PipelineStatus(pipeline_id=pipeline.id, runs=await self._states.recent(pipeline.id)))
 
     async def run(self, request: Request) -> Response:
         """One run of a pipeline."""
         pipeline = self._pipeline(request)
-        run = await self._security.runs.get(pipeline.id, request.path_params["run_id"])
+        run = await self._states.one(pipeline.id, request.path_params["run_id"])
         if run is None:
             raise HTTPException(404, "The pipeline has no such run.")
-        return answer(await run_states.details(run, self._broker.result_backend))
+        return answer(run)
 
     def _pipeline(self, request: Request) -> Pipeline:
         pipeline = self._catalogue.get(request.path_params["pipeline_id"])

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from taskiq_flow_security.core.principal import Permission
-from taskiq_flow_security.core.string_enum import StringEnum
 from taskiq_flow_security.pipelines import Edge, Node
+from taskiq_flow_security.runs.records import RunState
 
 
 class _Model(BaseModel):
@@ -85,17 +85,6 @@ class Execution(_Model):
         return kwargs
 
 
-class RunState(StringEnum):
-    """How far a run is."""
-
-    RUNNING = "running"
-    """There is no result, or it is no longer kept."""
-    COMPLETED = "completed"
-    FAILED = "failed"
-    REFUSED = "refused"
-    """It may not run, or its result cannot be believed."""
-
-
 class RunStarted(_Model):
     """A run that was started. Where it can be followed, says the header Location."""
 
@@ -124,8 +113,8 @@ class RunError(_Model):
     """Why there is no result. What a task's own exception says stays on the server."""
 
     type: str = Field(description="The type of the exception.")
-    reason: str | None = Field(default=None, description="A stable code, for refusals.")
-    detail: str | None = Field(default=None, description="For refusals.")
+    reason: str | None = Field(default=None, description="A stable code, for refusals and runs that were given up.")
+    detail: str | None = Field(default=None, description="For the same.")
 
 
 class RunDetails(RunSummary):

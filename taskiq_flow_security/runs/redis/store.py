@@ -35,6 +35,14 @@ end
 return runs
 """
 
+# A list entry is replaced by what it says, which the run's own key knows: others may have been put in front of it.
+_REPLACE = """
+local before = redis.call('GETRANGE', KEYS[1], 0, ARGV[3])
+local place = redis.call('LPOS', KEYS[2], before)
+if place then redis.call('LSET', KEYS[2], place, ARGV[1]) end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+"""
+
 T = TypeVar("T")
 
 
@@ -60,6 +68,11 @@ class RedisRunStore:
         text = self._signatures.sign_run(run, self._clock(), self._ttl)
         await self._do(self._write(run, text))
 
+    async def update(self, run: Run) -> None:
+        """Keep what has become of a run that was added. Raises as `add`."""
+        text = self._signatures.sign_run(run, self._clock(), self._ttl)
+        await self._do(self._replace(run, text))
+
     async def get(self, pipeline_id: str, run_id: str) -> Run | None:
         """The run, if it is one of this pipeline. Raises `BackendUnavailableError` if nobody can tell now."""
         text = await self._do(self._read(self._names.run(pipeline_id, run_id)))
@@ -71,8 +84,9 @@ class RedisRunStore:
         if limit <= 0:
             return []
         texts = await self._do(self._read_list(self._names.recent(pipeline_id)))
-        runs = sorted(self._believe(texts, pipeline_id), key=lambda run: run.started_at)
-        latest = {run.run_id: run for run in runs}  # one may have been put there again
+        # One may have been put there again, also as it was before its outcome was known.
+        runs = sorted(self._believe(texts, pipeline_id), key=lambda run: (run.started_at, run.outcome is not None))
+        latest = {run.run_id: run for run in runs}
         return list(latest.values())[: -limit - 1 : -1]
 
     async def _write(self, run: Run, text: str) -> None:
@@ -83,6 +97,10 @@ class RedisRunStore:
             transaction.ltrim(recent, 0, RECENT_RUNS - 1)
             transaction.expire(recent, ttl)
             await transaction.execute()
+
+    async def _replace(self, run: Run, text: str) -> None:
+        keys = self._names.run(run.pipeline_id, run.run_id), self._names.recent(run.pipeline_id)
+        await self._clients.get().eval(_REPLACE, len(keys), *keys, text, int(self._ttl), MAX_BYTES)
 
     async def _read(self, key: str) -> object:
         return await self._clients.get().getrange(key, 0, MAX_BYTES)

@@ -4,13 +4,16 @@ fails the run."""
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 import taskiq_flow
+from taskiq import BrokerMessage
 
+from taskiq_flow_security.pipelines import dataflow as dataflow_module
 from tests.integration.api.pipelines import LIBRARIES, Deployment
-from tests.integration.api.server import PROCESSOR, config, serving
+from tests.integration.api.server import ADMIN, PROCESSOR, config, serving
 
 each_library = pytest.mark.parametrize("library", LIBRARIES)
 
@@ -140,10 +143,81 @@ async def test_a_dataflow_that_runs_while_the_server_stops_has_failed() -> None:
         started = await client.execute("flow", PROCESSOR)
         assert started.status_code == 202
         await reached.wait()
-        never.set()  # for the broker, which waits for its tasks when it stops
     (run,) = await served.api.security.runs.recent("flow")
     result = await served.broker.result_backend.get_result(run.task_id)
     assert str(result.error) == "The process that ran the pipeline has ended."
+    never.set()
+    await served.broker.wait_all()
+
+
+async def test_a_dataflow_whose_step_has_no_result_in_time_has_failed_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served = Deployment(config(principal_ttl=1, queue_ttl=0.5, clock_leeway=0))
+    served.api.add_pipeline("flow", dataflow(served, served.load))
+    async with serving(served.api) as client:
+        monkeypatch.setattr(served.broker, "kick", no_worker)
+        run = await client.run("flow", PROCESSOR, size=1)
+        status = (await client.get("/pipelines/flow/status", PROCESSOR)).json()
+    assert (run["state"], run["error"]["type"]) == ("failed", "AbandonedRunError")
+    assert (run["error"]["reason"], run["error"]["detail"]) == (
+        "no_result",
+        "There was no result of load within 1 seconds.",
+    )
+    assert status["runs"][0]["state"] == "failed"
+
+
+async def test_a_dataflow_that_waits_long_asks_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Deployment(config())
+    served.api.add_pipeline("flow", dataflow(served, served.load))
+    monkeypatch.setattr(dataflow_module, "_FIRST_PAUSE", 0.001)  # so that a second is a long time
+    questions: list[float] = []
+
+    async def is_result_ready(_task_id: str) -> bool:
+        questions.append(time.monotonic())
+        return False
+
+    async with serving(served.api) as client:
+        monkeypatch.setattr(served.broker, "kick", no_worker)
+        monkeypatch.setattr(served.broker.result_backend, "is_result_ready", is_result_ready)
+        await client.execute("flow", PROCESSOR, size=1)
+        await asyncio.sleep(2)
+    last_second = [asked for asked in questions if asked > questions[-1] - 1]
+    assert len(last_second) < 12
+
+
+async def test_a_process_carries_so_many_runs_of_a_dataflow_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Deployment(config())
+    served.api.add_pipeline("flow", dataflow(served, served.load))
+    served.api.add_pipeline("other", dataflow(served, served.load))
+    kick = served.broker.kick
+    kicked: list[BrokerMessage] = []
+
+    async def hold(message: BrokerMessage) -> None:
+        kicked.append(message)
+
+    async with serving(served.api) as client:
+        monkeypatch.setattr(dataflow_module, "MAX_RUNS", 2)
+        monkeypatch.setattr(served.broker, "kick", hold)
+        runs = await asyncio.gather(*(client.execute("flow", PROCESSOR, size=1) for _ in range(5)))
+        elsewhere = await client.execute("other", ADMIN, size=1)
+        refused = [answer for answer in runs if answer.status_code != 202]
+        assert [(answer.status_code, answer.json()["reason"]) for answer in refused] == [
+            (503, "backend_unavailable")
+        ] * 3
+        assert all(answer.headers["retry-after"] for answer in refused)
+        assert elsewhere.status_code == 202
+        assert len(kicked) == 3
+        for message in kicked:
+            await kick(message)
+        for answer in runs:
+            if answer.status_code == 202:
+                await client.finished(answer, PROCESSOR)
+        assert (await client.execute("flow", PROCESSOR, size=1)).status_code == 202
+
+
+async def no_worker(_message: BrokerMessage) -> None:
+    """Takes a message, and nobody runs it."""
 
 
 def dataflow(served: Deployment, *tasks: Any) -> taskiq_flow.DataflowPipeline:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from time import monotonic
+from typing import Any
 
 import jwt
 import pytest
-from taskiq import SimpleRetryMiddleware
+from taskiq import SimpleRetryMiddleware, TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq.kicker import AsyncKicker
 
 from taskiq_flow_security import (
     AccessDeniedError,
@@ -305,6 +307,30 @@ async def test_what_a_hook_kicks_while_nobody_knows_the_policy_is_decided_about_
     live.stale, live.caught_up = False, caught_up  # type: ignore[method-assign]  # as above
     assert (await process.broker.deliver(process.broker.take())).result.is_err is False
     assert len(process.ran) == 2
+
+
+class _NextStep(TaskiqMiddleware):
+    async def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        if message.task_name == "clean":
+            await AsyncKicker[Any, Any]("echo", self.broker, {}).kiq(1)
+
+
+async def test_what_a_hook_kicks_while_nobody_knows_the_policy_is_not_counted_either(new_process: NewProcess) -> None:
+    process = new_process(before=(_NextStep(),), task_rate_limits={"echo": "1/hour"})
+    live = process.security.live
+    await process.kick(process.echo, 0)
+    first = await process.genuine()
+    caught_up, live.caught_up = live.caught_up, lambda: False  # type: ignore[method-assign]  # no store is asked
+    live.catch_up = _nothing_is_known  # type: ignore[method-assign]  # as above
+
+    @process.broker.task("clean", pipeline="data")
+    async def clean(rows: list[int], scale: int = 1) -> None:
+        live.stale = True
+
+    await process.broker.deliver(first)
+    live.stale, live.caught_up = False, caught_up  # type: ignore[method-assign]  # as above
+    await process.broker.deliver(process.broker.take())
+    assert process.ran == [("echo", 1)]
 
 
 async def _nothing_is_known() -> None:

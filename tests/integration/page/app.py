@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from taskiq import InMemoryBroker
 from taskiq_flow import DataflowPipeline, pipeline_task
+from taskiq_pipelines import Pipeline, PipelineMiddleware
 
 from taskiq_flow_security import TaskiqFlowConfig
 from taskiq_flow_security.http import create_visualization_api
@@ -20,7 +22,7 @@ MANY = "100000/minute"
 
 
 def make_app() -> Any:
-    """An API with a pipeline of one step, one with branches, and one that not everybody may read."""
+    """An API with a pipeline of one step, others of several, and one that not everybody may read."""
     both = {"read": ["processor", "viewer"], "execute": ["processor"]}
     config = TaskiqFlowConfig(
         jwt_secret="the-secret-of-this-deployment-0123456789",
@@ -40,7 +42,7 @@ def make_app() -> Any:
         ),
         rate_limit_failed_logins=MANY,
     )
-    broker = InMemoryBroker()
+    broker = InMemoryBroker().with_middlewares(PipelineMiddleware())
 
     @broker.task(HOSTILE, pipeline="single")
     async def single(value: int = 1, fails: bool = False) -> int:
@@ -71,5 +73,20 @@ def make_app() -> Any:
     async def report(total: int, largest: int) -> str:
         return f"{total} of {largest}"
 
-    branches = DataflowPipeline.from_tasks(broker, [load, total, largest, report])
-    return create_visualization_api(broker, config, pipelines={"branches": branches})
+    @broker.task("count")
+    async def count(up_to: int) -> list[int]:
+        return list(range(up_to))
+
+    @broker.task("late")
+    async def late(value: int) -> int:
+        if value == 0:
+            raise ValueError
+        await asyncio.sleep(0.3)
+        return value
+
+    pipelines: dict[str, object] = {
+        "branches": DataflowPipeline.from_tasks(broker, [load, total, largest, report]),
+        "items": Pipeline(broker, count).map(late, check_interval=0.05),
+        "thrice": Pipeline(broker, late).call_next(late).call_next(late),
+    }
+    return create_visualization_api(broker, config, pipelines=pipelines)

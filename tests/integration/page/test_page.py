@@ -2,64 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.integration.page.app import HOSTILE, PROCESSOR, VIEWER
-
-SECONDS = 20
-
-T = TypeVar("T")
-
-
-def wait_until(browser: Chrome, holds: Callable[[Chrome], T]) -> T:
-    return WebDriverWait(browser, SECONDS, poll_frequency=0.05).until(holds)
-
-
-def find(browser: Chrome, selector: str) -> WebElement:
-    return browser.find_element(By.CSS_SELECTOR, selector)
-
-
-def texts(browser: Chrome, selector: str) -> list[str]:
-    script = "return [...document.querySelectorAll(arguments[0])].map((found) => found.textContent)"
-    found: list[str] = browser.execute_script(script, selector)
-    return found
-
-
-def sign_in(browser: Chrome, credential: str) -> None:
-    find(browser, "#credential").send_keys(credential)
-    find(browser, "#sign-in-form button").click()
-
-
-def signed_in(browser: Chrome, credential: str) -> None:
-    sign_in(browser, credential)
-    wait_until(browser, lambda _: texts(browser, "#connection") == ["live"])
-    wait_until(browser, lambda _: find(browser, "#pipeline").is_displayed())
-    wait_until(browser, lambda _: not browser.find_elements(By.CSS_SELECTOR, "[aria-busy]"))
-
-
-def choose(browser: Chrome, pipeline: str) -> None:
-    [button] = [button for button in browser.find_elements(By.CSS_SELECTOR, "nav button") if button.text == pipeline]
-    button.click()
-    wait_until(browser, lambda _: texts(browser, "#name") == [pipeline] and texts(browser, ".node"))
-    wait_until(browser, lambda _: not browser.find_elements(By.CSS_SELECTOR, "[aria-busy]"))
-
-
-def fill(browser: Chrome, selector: str, text: str) -> None:
-    field = find(browser, selector)
-    field.clear()
-    field.send_keys(text)
-
-
-def start(browser: Chrome, args: str = "[]", kwargs: str = "{}") -> None:
-    fill(browser, "#args", args)
-    fill(browser, "#kwargs", kwargs)
-    find(browser, "#start-button").click()
+from tests.integration.page.using import choose, find, sign_in, signed_in, start, texts, wait_until
 
 
 def test_a_wrong_key_is_told_so_and_nothing_is_shown(browser: Chrome) -> None:

@@ -8,11 +8,12 @@ import pytest
 from redis.asyncio import Redis
 
 from taskiq_flow_security import AuthenticationError, BackendUnavailableError
+from taskiq_flow_security.runs.records import RunOutcome
 from taskiq_flow_security.runs.redis.store import RECENT_RUNS, RUN_TTL
 from tests.integration.runs.processes import Deployment, kill_clients
 from tests.integration.runs.proxy import Proxy
 from tests.services import REDIS_URL
-from tests.unit.runs.events import run
+from tests.unit.runs.events import COMPLETED, REFUSED, run
 from tests.unit.tokens.keys import PRIVATE, private_pem
 
 
@@ -60,8 +61,31 @@ async def test_a_run_that_was_added_twice_is_listed_once(deployment: Deployment)
     assert await store.recent("data") == [run(1)]
 
 
+@pytest.mark.parametrize("outcome", [COMPLETED, REFUSED])
+async def test_what_has_become_of_a_run_is_known_to_all_processes(deployment: Deployment, outcome: RunOutcome) -> None:
+    one, another = deployment.process(), deployment.process()
+    for number in range(3):
+        await one.runs.add(run(number))
+    ended = run(1)._replace(outcome=outcome)
+    await another.runs.update(ended)
+    assert await one.runs.get("data", "1") == ended
+    assert await one.runs.recent("data") == [run(2), ended, run(0)]
+
+
+async def test_what_has_become_of_a_run_takes_no_place_of_another(deployment: Deployment) -> None:
+    store = deployment.process().runs
+    for number in range(RECENT_RUNS):
+        await store.add(run(number))
+    ended = [run(number)._replace(outcome=COMPLETED) for number in reversed(range(RECENT_RUNS))]
+    for half in (ended[:60], ended[40:]):
+        await asyncio.gather(*(store.update(each) for each in half))
+    assert await store.recent("data", 1000) == ended
+
+
 async def test_nothing_stays_in_redis_for_ever(deployment: Deployment, redis: Redis) -> None:
-    await deployment.process().runs.add(run(1))
+    store = deployment.process().runs
+    await store.add(run(1))
+    await store.update(run(1)._replace(outcome=COMPLETED))
     keys = [key async for key in redis.scan_iter(f"*{deployment.environment}*")]
     assert len(keys) == 2
     for key in keys:
@@ -81,9 +105,10 @@ async def test_a_process_that_cannot_mint_principals_adds_no_runs(deployment: De
     issuing, sending = {**key, "kid": "api", "uses": ["issue"]}, {**key, "kid": "worker", "uses": ["send"]}
     verifying = {**issuing, "uses": ["issue", "verify"]}
     worker = deployment.process(signing_keys=[verifying, sending])
-    with pytest.raises(AuthenticationError) as refusal:
-        await worker.runs.add(run(1))
-    assert refusal.value.reason == "cannot_issue"
+    for attempt in (worker.runs.add(run(1)), worker.runs.update(run(1)._replace(outcome=COMPLETED))):
+        with pytest.raises(AuthenticationError) as refusal:
+            await attempt
+        assert refusal.value.reason == "cannot_issue"
     api = deployment.process(signing_keys=[issuing, sending])
     await api.runs.add(run(1))
     assert await worker.runs.get("data", "1") == run(1)
@@ -93,7 +118,12 @@ async def test_redis_away_is_said_so_and_is_forgotten_when_it_is_back(deployment
     store = deployment.process(proxy.url).runs
     await store.add(run(1))
     await proxy.close()
-    for attempt in (lambda: store.add(run(2)), lambda: store.get("data", "1"), lambda: store.recent("data")):
+    for attempt in (
+        lambda: store.add(run(2)),
+        lambda: store.update(run(1)),
+        lambda: store.get("data", "1"),
+        lambda: store.recent("data"),
+    ):
         with pytest.raises(BackendUnavailableError, match="cannot be reached") as refusal:
             await attempt()
         assert str(proxy.url) not in str(refusal.value)

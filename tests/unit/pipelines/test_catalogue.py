@@ -38,7 +38,7 @@ def broker() -> InMemoryBroker:
 
 @pytest.fixture
 def catalogue(broker: InMemoryBroker) -> Catalogue:
-    return Catalogue(broker)
+    return Catalogue(broker, patience=60)
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from taskiq_flow_security.runs.events import RunEvent, RunEventKind
-from taskiq_flow_security.runs.records import Run
+from taskiq_flow_security.runs.records import Run, RunOutcome, RunState
 
 NOW = 1_800_000_000.0
+
+COMPLETED = RunOutcome(RunState.COMPLETED)
+REFUSED = RunOutcome(RunState.REFUSED, "AccessDeniedError", "whitelist", "The caller may not do this.")
 
 
 def event(number: int = 0, pipeline_id: str = "data", *, time: float = NOW) -> RunEvent:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from taskiq_flow_security.runs.events import RunEvent
 from taskiq_flow_security.runs.memory import MemoryRunEvents, MemoryRunStore
-from tests.unit.runs.events import event, run
+from tests.unit.runs.events import COMPLETED, event, run
 
 
 async def take(events: AsyncIterator[RunEvent], number: int) -> list[RunEvent]:
@@ -37,6 +37,25 @@ async def test_the_latest_runs_come_first() -> None:
     assert len(await store.recent("data")) == 20
     assert await store.recent("other") == []
     assert await store.recent("data", 0) == []
+
+
+async def test_what_has_become_of_a_run_stays_with_it_in_its_place() -> None:
+    store = MemoryRunStore(runs=2)
+    for number in (1, 2):
+        await store.add(run(number))
+    await store.update(run(1)._replace(outcome=COMPLETED))
+    assert await store.get("data", "1") == run(1)._replace(outcome=COMPLETED)
+    assert await store.recent("data") == [run(2), run(1)._replace(outcome=COMPLETED)]
+
+
+async def test_what_has_become_of_a_run_that_is_no_longer_kept_does_not_bring_it_back() -> None:
+    store = MemoryRunStore(runs=1)
+    for number in (1, 2):
+        await store.add(run(number))
+    await store.update(run(1)._replace(outcome=COMPLETED))
+    await store.update(run(1, "other")._replace(outcome=COMPLETED))
+    assert await store.recent("data") == [run(2)]
+    assert await store.recent("other") == []
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 9)), max_size=60))

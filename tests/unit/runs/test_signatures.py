@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from taskiq_flow_security import AuthenticationError
 from taskiq_flow_security.runs.events import RunEvent, RunEventKind
-from taskiq_flow_security.runs.records import Run
+from taskiq_flow_security.runs.records import Run, RunOutcome, RunState
 from taskiq_flow_security.runs.signatures import EVENTS_TTL, EventBatch, RunSignatures
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.keyring import KeySpec, Use
@@ -23,7 +23,8 @@ TTL = 3600.0
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 times = st.floats(0, 4e9, allow_nan=False)
-runs = st.builds(Run, names, st.just("data"), names, names, times)
+outcomes = st.builds(RunOutcome, st.sampled_from(RunState), st.none() | names, st.none() | names, st.none() | names)
+runs = st.builds(Run, names, st.just("data"), names, names, times, st.none() | outcomes)
 events = st.builds(
     RunEvent,
     st.just("data"),

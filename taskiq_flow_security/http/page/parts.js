@@ -1,0 +1,24 @@
+// What the page is made of. All that comes from the server is put in as text or as attributes of SVG, never as HTML.
+
+export const $ = (id) => document.getElementById(id);
+
+export function element(name, text = "", attributes = {}) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+export function drawn(name, attributes, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+export function say(place, text, isProblem = false) {
+  $(place).textContent = text;
+  $(place).classList.toggle("problem", isProblem);
+}
+
+export const timeOf = (moment) => new Date(moment).toLocaleTimeString();
