@@ -154,6 +154,12 @@ async def test_what_nobody_has_signed_counts_nowhere_and_is_replaced(
         await asyncio.sleep(0.01)
 
 
+async def test_what_could_be_no_policy_is_not_even_read(deployment: Deployment, redis: Redis) -> None:
+    await redis.set(key_of(deployment), b"x" * 5_000_000)
+    found = await deployment.process().live._stored._store.read()
+    assert found == (b"long", b"")
+
+
 async def test_who_finds_what_nobody_has_signed_denies_everything_until_it_is_put_right(
     deployment: Deployment, redis: Redis, often: None
 ) -> None:

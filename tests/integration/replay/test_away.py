@@ -230,13 +230,13 @@ async def test_what_waits_in_two_processes_and_completes_in_one_runs_once(
 ) -> None:
     """As when a broker hands a message to another worker because the first one takes so long to ack it."""
     message = await worker.genuine()
+    await other.security.live.catch_up()  # so that it waits for nothing else
     server.stop()
     async with waiting(other, other.broker.deliver(message)) as delivery:
         server.start()
         with Redis.from_url(server.url) as redis:
-            await until(
-                lambda: "cmdstat_getrange" in redis.info("commandstats")
-            )  # that it is new is known, not believed
+            # That it is new is known, not believed.
+            await until(lambda: "cmdstat_getrange" in redis.info("commandstats"))
         await worker.broker.deliver(message)
         assert await asyncio.wait_for(delivery, SECONDS) == Outcome(acks=1, stored={})
     assert len(worker.ran) == 1
