@@ -20,7 +20,7 @@ class Variables(EnvSettingsSource):
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         """The value of a variable that holds JSON."""
-        return json.loads(value, object_pairs_hook=_once)
+        return json.loads(value, object_pairs_hook=names_once)
 
 
 def warn_of_unknown(fields: set[str]) -> None:
@@ -30,7 +30,8 @@ def warn_of_unknown(fields: set[str]) -> None:
             _logger.warning("%s is not a setting of taskiq_flow_security; check the spelling.", variable)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def names_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises `ValueError` if a name stands twice in it."""
     names = [name for name, _ in pairs]
     if len(set(names)) != len(names):
         raise ValueError("a name stands twice in one object")

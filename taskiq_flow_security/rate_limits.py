@@ -6,7 +6,10 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
+from operator import itemgetter
+from typing import NamedTuple
 
 from limits import RateLimitItem, parse_many
 from limits.aio.storage import MemoryStorage
@@ -27,6 +30,15 @@ _TIMEOUT = 2.0
 
 _REMEMBERED = 100_000
 """How many identities are counted in memory at most, for each length of a window; the ones longest unseen go first."""
+
+
+class Use(NamedTuple):
+    """One use of what is limited."""
+
+    limit: str
+    identifiers: tuple[str, ...]
+    name: str | None = None
+    """What the error calls the limit."""
 
 
 class MemoryWindows:
@@ -64,6 +76,15 @@ class MemoryWindows:
         windows.move_to_end(key)
         self._drop_old(windows, expired)
         return None
+
+    def wait(self, amount: int, seconds: int, identifiers: tuple[str, ...]) -> float | None:
+        """Seconds until the next use can be, where `hit` would deny it now."""
+        expired = time.time() - seconds
+        windows = self._windows.get(seconds)
+        hits = [] if windows is None else windows.get((amount, *identifiers), [])
+        if len(hits) - bisect_right(hits, expired) < amount:
+            return None
+        return hits[-amount] - expired if amount else float(seconds)
 
     @staticmethod
     def _drop_old(windows: OrderedDict[tuple[object, ...], list[float]], expired: float) -> None:
@@ -105,25 +126,57 @@ class RateLimits:
 
         Raises `RateLimitExceededError` if that is one too many, `BackendUnavailableError` if it cannot be counted.
         """
-        for item in _parse(limit):
-            if self._windows is not None:
-                retry_after = self._windows.hit(item.amount, item.get_expiry(), identifiers)
-            else:
-                retry_after = await self._hit_shared(item, identifiers)
-            if retry_after is not None:
-                raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), name)
+        items = _parse(limit)
+        if self._windows is None or len(items) > 1:
+            return await self.hit_all((Use(limit, identifiers, name),))
+        (item,) = items  # what most requests count against, in the fewest steps
+        retry_after = self._windows.hit(item.amount, item.get_expiry(), identifiers)
+        if retry_after is not None:
+            raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), name)
 
-    async def _hit_shared(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
-        """As `MemoryWindows.hit`, where processes count together."""
+    async def hit_all(self, uses: Iterable[Use]) -> None:
+        """Count one use against several limits if all allow it. Raises as `hit`.
+
+        Of several at the same moment, one that is denied may be counted against those of the limits that allow it.
+        """
+        items = [(item, use) for use in uses for item in _parse(use.limit)]
+        # None is asked beforehand where there is only one: it counts nothing if it denies.
+        denied = await self._denied(items, only_ask=True) if len(items) > 1 else []
+        denied = denied or await self._denied(items)
+        if denied:
+            retry_after, item, use = max(denied, key=itemgetter(0))
+            raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), use.name)
+
+    async def _denied(
+        self, items: list[tuple[RateLimitItem, Use]], *, only_ask: bool = False
+    ) -> list[tuple[float, RateLimitItem, Use]]:
+        """Count one use against each limit, or ask whether they allow it; those that deny it, and for how long."""
+        if self._windows is not None:
+            hit = self._windows.wait if only_ask else self._windows.hit
+            waits = [hit(item.amount, item.get_expiry(), use.identifiers) for item, use in items]
+        else:
+            waits = await self._shared(self._wait if only_ask else self._count, items)
+        return [(wait, item, use) for wait, (item, use) in zip(waits, items, strict=True) if wait is not None]
+
+    async def _shared(
+        self, ask: Callable[[RateLimitItem, Use], Awaitable[float | None]], items: list[tuple[RateLimitItem, Use]]
+    ) -> list[float | None]:
+        """The answers of a store that processes share, all asked at once."""
         try:
-            return await asyncio.wait_for(self._count(item, identifiers), _TIMEOUT)
+            return await asyncio.wait_for(asyncio.gather(*(ask(item, use) for item, use in items)), _TIMEOUT)
         except Exception as error:  # noqa: BLE001 (each storage raises its client's own errors)
             raise BackendUnavailableError(
                 f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
             ) from None
 
-    async def _count(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
-        if await self._limiter.hit(item, *identifiers):
+    async def _count(self, item: RateLimitItem, use: Use) -> float | None:
+        """As `MemoryWindows.hit`."""
+        if await self._limiter.hit(item, *use.identifiers):
             return None
-        window = await self._limiter.get_window_stats(item, *identifiers)
+        window = await self._limiter.get_window_stats(item, *use.identifiers)
         return max(window.reset_time - time.time(), 0.0)
+
+    async def _wait(self, item: RateLimitItem, use: Use) -> float | None:
+        """As `MemoryWindows.wait`."""
+        window = await self._limiter.get_window_stats(item, *use.identifiers)
+        return None if window.remaining > 0 else max(window.reset_time - time.time(), 0.0)

@@ -82,7 +82,7 @@ class FlowSecurity:
         self.runs, self.run_events = from_config.runs(config, keyring, clock)
         self.replays = from_config.replays(config, clock)
         self.live = from_config.live_policy(config, keyring, clock)
-        self.administration = Administration(self.live, self.decide, self.audit, clock)
+        self.administration = Administration(self.live, self.decide, self.login_ended, self.audit, clock)
         if not self.enabled:
             _logger.warning("security_enabled is False: every task runs, whoever asks for it.")
             return

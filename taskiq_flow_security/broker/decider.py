@@ -18,6 +18,7 @@ from taskiq_flow_security.broker.access_requests import access_denied, access_re
 from taskiq_flow_security.broker.arrivals import ended_within
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.kick_limits import KickLimits
+from taskiq_flow_security.broker.replays import Replays
 from taskiq_flow_security.broker.task_events import record_arrival_allowed, record_arrival_denied
 from taskiq_flow_security.broker.verifier import Verifier, internal_error
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
@@ -44,10 +45,11 @@ _PAUSES = (0.1, 0.2, 0.5, 1.0)
 class Decider:
     """Decides about the verified messages that one broker receives."""
 
-    def __init__(self, security: FlowSecurity, broker: AsyncBroker, verifier: Verifier) -> None:
+    def __init__(self, security: FlowSecurity, broker: AsyncBroker, verifier: Verifier, replays: Replays) -> None:
         self._security = security
         self._broker = broker
         self._verifier = verifier
+        self._replays = replays
         self._limits = KickLimits(security)
 
     async def admit(self, message: TaskiqMessage) -> Delivery:
@@ -93,7 +95,9 @@ class Decider:
             try:
                 if waited:
                     self._check_times(delivery)
+                await self._replays.check(message, delivery)
                 await self._decide_now(message, delivery)
+                await self._replays.claim(delivery)  # last, so that nothing claimed waits or is denied
             except BackendUnavailableError as error:
                 if not waited:
                     record_arrival_denied(security, message, delivery, error)
@@ -101,7 +105,9 @@ class Decider:
                     return error
                 if await ended_within(pause, delivery.ended):
                     if delivery.kept:
-                        raise
+                        raise BackendUnavailableError(
+                            f"{error} The worker ends without acking the message, so that its broker delivers it again."
+                        ) from None
                     return error
                 waited = True
             except (AccessDeniedError, AuthenticationError, RateLimitExceededError) as error:
@@ -144,8 +150,9 @@ class Decider:
             raise BackendUnavailableError("Nobody can tell now what the policy is.")
         if not decision.allowed:
             raise access_denied(principal, request, decision)
-        if security.config.rate_limits_on_workers:
+        if security.config.rate_limits_on_workers and not delivery.counted:
             await self._count(message, delivery, principal, request)
+            delivery.counted = True
 
     async def _count(
         self, message: TaskiqMessage, delivery: Delivery, principal: Principal, request: AccessRequest

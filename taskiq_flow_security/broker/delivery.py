@@ -64,12 +64,20 @@ class Delivery:
     refusal: RefusalSignal | None = None
     executed: bool = False
     """Whether its function has run, so that what is kicked now is kicked by middlewares."""
+    finished: bool = False
+    """Whether its result is made, and nothing but to store it is left to do."""
     denied_kicks: dict[str, str | None] = field(default_factory=dict)
     """The tasks that middlewares are kicking and may not, by id: why, where the worker that gets them can be told."""
     ended: asyncio.Event | None = None
     """Set when the worker that listened for it listens no longer."""
     kept: bool = False
     """Whether its broker keeps it until it is acked."""
+    unsure: bool = False
+    """Whether the store of the messages that have run was away when it was asked for this one."""
+    claimant: str | None = None
+    """In whose name it is claimed, if it may run at most once."""
+    counted: bool = False
+    """Whether it was counted against the limits of the worker."""
     ack: Callable[[], Awaitable[None]] | None = None
     """Acks it, if its broker keeps it and nobody else has acked it."""
     keep_result: bool = False

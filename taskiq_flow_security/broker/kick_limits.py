@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from taskiq_flow_security.core.policy import AccessRequest
 from taskiq_flow_security.core.principal import Principal
+from taskiq_flow_security.rate_limits import Use
 from taskiq_flow_security.security import FlowSecurity
 
-
-class _Count(NamedTuple):
-    """One limit that a kick counts against, and what it is counted by."""
-
-    limit: str
-    identifiers: tuple[str, ...]
+_Limit = tuple[str, tuple[str, ...]]
+"""A limit that a kick counts against, and what it is counted by."""
 
 
 class KickLimits:
@@ -30,36 +26,37 @@ class KickLimits:
             request.guard is not None
             or in_force.task_rate_limits
             or in_force.pipeline_rate_limits
-            or self._security.config.principal_rate_limit
+            or in_force.principal_rate_limit
         )
 
     async def count(self, principal: Principal, request: AccessRequest, *, by_hook: bool) -> None:
         """Count one kick, which a middleware makes if it is `by_hook`: the next step of a pipeline, say.
 
-        Raises `RateLimitExceededError`, or `BackendUnavailableError` where it cannot be counted.
+        It counts against all of its limits or, where one denies it, against none. Raises `RateLimitExceededError`, or
+        `BackendUnavailableError` where it cannot be counted.
         """
-        await self._count("kick", principal, self._counts(request, by_hook=by_hook))
+        await self._count("kick", principal, self._limits(request, by_hook=by_hook))
 
     async def count_run(self, principal: Principal, request: AccessRequest) -> None:
         """Count one task that is about to run. Raises as `count`."""
-        await self._count("run", principal, self._counts(request, by_hook=False))
+        await self._count("run", principal, self._limits(request, by_hook=False))
 
-    async def _count(self, what: str, principal: Principal, counts: Iterable[_Count]) -> None:
-        if self._security.rate_limits is None:
-            return
-        for limit, identifiers in counts:
-            name = f"{what}_{identifiers[0]}"
-            await self._security.rate_limits.hit(limit, what, *identifiers, principal.subject, name=name)
+    async def _count(self, what: str, principal: Principal, limits: Iterable[_Limit]) -> None:
+        if self._security.rate_limits is not None:
+            await self._security.rate_limits.hit_all(
+                Use(limit, (what, *counted_by, principal.subject), f"{what}_{counted_by[0]}")
+                for limit, counted_by in limits
+            )
 
-    def _counts(self, request: AccessRequest, *, by_hook: bool) -> Iterator[_Count]:
+    def _limits(self, request: AccessRequest, *, by_hook: bool) -> Iterator[_Limit]:
         in_force, task = self._security.live.in_force, str(request.task)
         if request.guard is not None and request.guard.rate_limit is not None:
-            yield _Count(request.guard.rate_limit, ("guarded", task))
+            yield (request.guard.rate_limit, ("guarded", task))
         if (limit := in_force.task_rate_limits.get(task)) is not None:
-            yield _Count(limit, ("task", task))
+            yield (limit, ("task", task))
         if by_hook:
             return  # what follows from a kick is not asked for again
         if request.pipeline is not None and (limit := in_force.pipeline_rate_limits.get(request.pipeline)) is not None:
-            yield _Count(limit, ("pipeline", request.pipeline))
-        if (limit := self._security.config.principal_rate_limit) is not None:
-            yield _Count(limit, ("all",))
+            yield (limit, ("pipeline", request.pipeline))
+        if (limit := in_force.principal_rate_limit) is not None:
+            yield (limit, ("all",))

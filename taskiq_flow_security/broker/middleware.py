@@ -60,8 +60,8 @@ class SecurityMiddleware(TaskiqMiddleware):
         self.sender = Sender(self.security, broker, fidelity)
         self._unknown_tasks = UnknownTasks(self.security, broadcast=self._broadcast)
         self._verifier = Verifier(self.security, broker, fidelity, self._unknown_tasks)
-        self._decider = Decider(self.security, broker, self._verifier)
         self._replays = Replays(self.security, broadcast=self._broadcast)
+        self._decider = Decider(self.security, broker, self._verifier, self._replays)
         self._install()
         self._check_format()
 
@@ -107,7 +107,6 @@ class SecurityMiddleware(TaskiqMiddleware):
         """Decide on the worker; a message that may not run is refused by the time that its function would be called."""
         self._install()
         if self.security.enabled:
-            await self._replays.check(message)
             if self.security.live.stale:
                 await self.security.live.catch_up()
             delivery = await self._decider.admit(message)
@@ -130,12 +129,12 @@ class SecurityMiddleware(TaskiqMiddleware):
         """Tell that the function has returned; give a refused message its result."""
         delivery = deliveries.current.get()
         if delivery is not None:
-            delivery.executed = True
+            delivery.executed = delivery.finished = True
             if not result.is_err:
                 run_events.completed(self.security, message, delivery)
             await refusal.settle(message, delivery, result)
-            if not delivery.kept:  # nor acked, so that this is the end of it
-                await self._replays.complete(delivery)
+            if not delivery.kept:  # nor acked, so that nothing can be lost any more that a copy would bring back
+                self._replays.note(delivery)
 
     def _install(self) -> None:
         """Put in place what is not, or no longer."""
@@ -144,7 +143,7 @@ class SecurityMiddleware(TaskiqMiddleware):
             # Instance attributes come first: this is the broker's own kick, for this broker.
             broker.kick = _isolated(broker.kick)  # type: ignore[assignment]
         if not getattr(broker.listen, "observed", False):
-            broker.listen = arrivals.observed(broker.listen, self._replays.complete)  # type: ignore[method-assign]  # as its kick
+            broker.listen = arrivals.observed(broker.listen, self._replays)  # type: ignore[method-assign]  # as its kick
         if not isinstance(broker.dependency_overrides, DependencyOverrides):
             broker.dependency_overrides = DependencyOverrides(broker.dependency_overrides)  # type: ignore[assignment]  # all that is done with it is what a mapping can do
         if broker.formatter is self._formatter:

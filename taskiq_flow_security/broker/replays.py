@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from taskiq.abc.broker import AsyncBroker
 from taskiq.message import TaskiqMessage
 
-from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker.arrivals import ended_within
 from taskiq_flow_security.broker.delivery import Delivery, Task
 from taskiq_flow_security.broker.guard import guard_of
@@ -15,10 +15,8 @@ from taskiq_flow_security.broker.task_events import record_arrival_denied
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
     AccessDeniedError,
-    AuthenticationError,
     BackendUnavailableError,
     ConfigurationError,
-    FlowSecurityError,
 )
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.replay import Progress, SharedReplays
@@ -31,8 +29,8 @@ _unnoted = Losses(logging.getLogger(__name__), "messages have completed and coul
 
 _AWAY = "the store of those that have completed is away"
 
-_FIRST_PAUSE, _LAST_PAUSE = 0.1, 1.0
-"""Seconds between two attempts to reach the store."""
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 0.5
+"""Seconds between two attempts to note something."""
 
 _GRACE = 1.0
 """Seconds that a store which is back is left to those who have completed something, before it is believed that nobody
@@ -50,6 +48,8 @@ class Replays:
         self._security = security
         self._own = None if stores is None else stores.own
         self._shared = None if stores is None or broadcast else stores.shared
+        self._noting: set[asyncio.Future[None]] = set()
+        """What is being noted in the background; an event loop alone does not hold it."""
 
     def check_tasks(self, broker: AsyncBroker) -> None:
         """Raise `ConfigurationError` if a task asks for more than can be remembered."""
@@ -63,62 +63,64 @@ class Replays:
                 )
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Let what is under way be noted, then let go of connections."""
+        if self._noting:
+            await asyncio.wait(self._noting)
         if self._shared is not None:
             await self._shared.close()
 
-    async def check(self, message: TaskiqMessage) -> None:
-        """Note in this context's delivery why the message may not run, if it has run before.
+    async def check(self, message: TaskiqMessage, delivery: Delivery) -> None:
+        """Raise `AccessDeniedError` for a verified message that may not run because it has run before.
 
-        Where nobody can tell, it waits, and so does the message at its broker. Raises `BackendUnavailableError`, so
-        that it is not acked, where the worker ends meanwhile.
+        Raises `BackendUnavailableError` where nobody can tell now.
         """
-        delivery = deliveries.current.get()
-        if (
-            self._own is None
-            or delivery is None
-            or delivery.signature is None
-            or delivery.token is None
-            or delivery.error is not None
-            or delivery.decided
-            or delivery.task_id != message.task_id
-            or delivery.task_name != message.task_name
-        ):
-            return  # it is refused, if it has to be, for another reason
-        signature = delivery.signature
-        once = _at_most_once(delivery.task)
+        if self._own is None:
+            return
+        signature = _signature(delivery)
         progress = self._own.find(signature)
-        if progress is None or (progress is Progress.STARTED and not once):
-            if self._shared is not None:
-                progress = await self._ask(self._shared, message, delivery, signature, new_id() if once else None)
-            if delivery.error is not None:
-                return
+        once = _at_most_once(delivery.task)
+        if self._shared is not None and (progress is None or (progress is Progress.STARTED and not once)):
+            progress = await self._ask(self._shared, message, delivery, signature)
             if progress is Progress.COMPLETED:
                 self._own.note(signature, progress)
-            elif once and progress is None:
-                self._own.note(signature, Progress.STARTED)
-        if progress is Progress.COMPLETED:
-            # Who has waited for it has its result, or will have that of a retry.
-            delivery.keep_result = not self._security.monitoring
-            self._deny(message, delivery, AccessDeniedError(Reason.REPLAYED, "The message has completed before."))
-        elif progress is Progress.STARTED and once:
-            self._deny(
-                message,
-                delivery,
-                AccessDeniedError(Reason.REPLAYED, "The message has started before, and may do so at most once."),
-            )
+        self._require_new(delivery, progress, once=once)
+
+    async def claim(self, delivery: Delivery) -> None:
+        """Note that a message starts, if it may do so at most once. Raises as `check`."""
+        if self._own is None or not _at_most_once(delivery.task):
+            return
+        signature = _signature(delivery)
+        progress = self._own.find(signature)
+        if progress is None and self._shared is not None:
+            delivery.claimant = delivery.claimant or new_id()  # the same one, in case only the answer was lost
+            progress = await self._shared.claim(signature, delivery.claimant)
+        self._require_new(delivery, progress, once=True)
+        self._own.note(signature, Progress.STARTED)
 
     async def complete(self, delivery: Delivery) -> None:
-        """Note that a message has run, if it has.
+        """Note that a message has completed, if it was let run.
 
-        Where that is not possible, it waits. Raises `BackendUnavailableError`, so that the message is not acked, where
-        the worker ends meanwhile.
+        Where that is not possible it waits, until the message expires or the worker ends. It is acked then all the
+        same: its result is there, and what is not acked would certainly run again, where now only a copy might.
         """
+        if _at_most_once(delivery.task):
+            self.note(delivery)  # that it has started, which is noted, is enough
+        elif self._completes(delivery) and self._shared is not None:
+            await self._complete(self._shared, delivery, _signature(delivery))
+
+    def note(self, delivery: Delivery) -> None:
+        """As `complete`, in the background."""
+        if self._completes(delivery) and self._shared is not None:
+            noting = asyncio.ensure_future(self._complete(self._shared, delivery, _signature(delivery)))
+            self._noting.add(noting)
+            noting.add_done_callback(self._noting.discard)
+
+    def _completes(self, delivery: Delivery) -> bool:
+        """Note in this process that a message has completed; whether it was let run, and has."""
         if self._own is None or delivery.signature is None or delivery.admitted is None:
-            return
+            return False
         self._own.note(delivery.signature, Progress.COMPLETED)
-        if self._shared is not None:
-            await self._complete(self._shared, delivery, delivery.signature)
+        return True
 
     async def _complete(self, shared: SharedReplays, delivery: Delivery, signature: MessageSignature) -> None:
         pause = _FIRST_PAUSE
@@ -130,75 +132,44 @@ class Replays:
                 if delivery.ended is None or self._runs_unchecked(delivery) or _at_most_once(delivery.task):
                     return _unnoted.add(_AWAY)
             if await ended_within(pause, delivery.ended):
-                if delivery.kept:
-                    raise _away()
                 return _unnoted.add(_AWAY)
             if self._security.clock() - self._security.config.clock_leeway >= signature.expires_at:
                 return None  # no copy of it will run
-            pause = min(pause * 2, _LAST_PAUSE / 2)
+            pause = min(pause * 2, _LAST_PAUSE)
 
     async def _ask(
-        self,
-        shared: SharedReplays,
-        message: TaskiqMessage,
-        delivery: Delivery,
-        signature: MessageSignature,
-        claimant: str | None,
+        self, shared: SharedReplays, message: TaskiqMessage, delivery: Delivery, signature: MessageSignature
     ) -> Progress | None:
-        """How far the message has come; ``None`` if it is new, or its delivery says why it may not run anyway.
-
-        For a `claimant`, it starts now.
-        """
+        """How far the message has come; ``None`` if it is new, or runs anyway."""
         try:
-            return await _ask(shared, signature, claimant)
+            progress = await shared.progress(signature)
+            if progress is None and delivery.unsure and delivery.ended is not None:
+                if await ended_within(_GRACE, delivery.ended):
+                    raise BackendUnavailableError(f"The worker ends before it is known what completed while {_AWAY}.")
+                progress = await shared.progress(signature)
         except BackendUnavailableError as error:
-            away = error
-        if self._runs_unchecked(delivery):
-            record_arrival_denied(self._security, message, delivery, away, shadow=True)
-            return None
-        if delivery.ended is None:  # it was not listened for: whoever has kicked it is here
-            self._deny(message, delivery, away)
-            return None
-        record_arrival_denied(self._security, message, delivery, away)
-        _waits.add(_AWAY)
-        pause, back = _FIRST_PAUSE, False
-        while not await ended_within(_GRACE if back else pause, delivery.ended):
-            if self._expired(message, delivery):
+            if self._runs_unchecked(delivery):
+                record_arrival_denied(self._security, message, delivery, error, shadow=True)
                 return None
-            try:
-                progress = await _ask(shared, signature, claimant)
-            except BackendUnavailableError:
-                pause, back = min(pause * 2, _LAST_PAUSE), False
-            else:
-                if back or progress is not None or claimant is not None:
-                    return progress
-                back = True
-        if delivery.kept:
-            raise _away()
-        delivery.error = away  # recorded already
-        return None
+            if not delivery.unsure:
+                delivery.unsure = True
+                _waits.add(_AWAY)
+            raise
+        delivery.unsure = False
+        return progress
 
     def _runs_unchecked(self, delivery: Delivery) -> bool:
         """Whether a message runs of which nobody can tell now whether it has run before."""
         security = self._security
         return security.monitoring or (security.config.unsafe_allow_unchecked and not _at_most_once(delivery.task))
 
-    def _expired(self, message: TaskiqMessage, delivery: Delivery) -> bool:
-        """Whether a message has waited too long; noted in its delivery, if so."""
-        assert delivery.signature is not None  # it was verified
-        assert delivery.token is not None
-        now = self._security.clock()
-        try:
-            self._security.messages.check_times(delivery.signature, now)
-            self._security.principals.check_times(delivery.token, now)
-        except AuthenticationError as error:
-            self._deny(message, delivery, error)
-            return True
-        return False
-
-    def _deny(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
-        record_arrival_denied(self._security, message, delivery, error)
-        delivery.error = error
+    def _require_new(self, delivery: Delivery, progress: Progress | None, *, once: bool) -> None:
+        if progress is Progress.COMPLETED:
+            # Who has waited for it has its result, or will have that of a retry.
+            delivery.keep_result = not self._security.monitoring
+            raise AccessDeniedError(Reason.REPLAYED, "The message has completed before.")
+        if progress is Progress.STARTED and once:
+            raise AccessDeniedError(Reason.REPLAYED, "The message has started before, and may do so at most once.")
 
 
 def _at_most_once(task: Task | None) -> bool:
@@ -206,11 +177,6 @@ def _at_most_once(task: Task | None) -> bool:
     return guard is not None and guard.at_most_once
 
 
-async def _ask(shared: SharedReplays, signature: MessageSignature, claimant: str | None) -> Progress | None:
-    return await (shared.progress(signature) if claimant is None else shared.claim(signature, claimant))
-
-
-def _away() -> BackendUnavailableError:
-    return BackendUnavailableError(
-        f"The worker ends while {_AWAY}; the message is not acked, so that its broker delivers it again."
-    )
+def _signature(delivery: Delivery) -> MessageSignature:
+    assert delivery.signature is not None  # it was verified
+    return delivery.signature

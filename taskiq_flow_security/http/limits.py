@@ -42,7 +42,7 @@ class EndpointLimits:
     """Counts requests by endpoint and principal, or by endpoint and client where there is no principal.
 
     What counts for a request is, in this order: the limit of its API key, of its caller's roles, of the endpoint, of
-    the endpoint by default, `rate_limit_default`; those of roles and endpoints can be changed at run time.
+    the endpoint by default, `rate_limit_default`; all but those of API keys can be changed at run time.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class EndpointLimits:
         self._limits = limits
         self._api_keys = api_keys
         self._live = live
-        self._default = config.rate_limit_default
         self._most_generous = lru_cache(maxsize=1024)(_most_generous)
         known = {*endpoints, *DEFAULTS, WEBSOCKET_LOGIN, WEBSOCKET_SUBSCRIBE}
         named = {
@@ -88,7 +87,7 @@ class EndpointLimits:
                 theirs = [by_role[role] for role in principal.roles if role in by_role]
                 if limits := frozenset(limits[endpoint] for limits in theirs if endpoint in limits):
                     return self._most_generous(limits)
-        return in_force.rate_limits.get(endpoint) or DEFAULTS.get(endpoint, self._default)
+        return in_force.rate_limits.get(endpoint) or DEFAULTS.get(endpoint, in_force.rate_limit_default)
 
 
 class FailedLogins:

@@ -97,6 +97,12 @@ class Revoked(_Model):
         left = {other: until for other, until in getattr(self, kind).items() if other != name}
         return self.model_copy(update={kind.value: left})
 
+    def united(self, other: Revoked) -> Revoked:
+        """This, and what the other one revokes: for as long as either does."""
+        update = {kind.value: _united(getattr(self, kind), getattr(other, kind)) for kind in RevocationKind}
+        moments = [moment for moment in (self.issued_before, other.issued_before) if moment is not None]
+        return self.model_copy(update={**update, "issued_before": max(moments, default=None)})
+
     def at(self, now: float) -> Revoked:
         """This, without what can be forgotten by now."""
         return self.model_copy(
@@ -109,6 +115,15 @@ class Revoked(_Model):
     def revocations(self) -> Revocations:
         """What decisions are made on."""
         return Revocations(self.api_key, self.subject, self.token, self.issued_before)
+
+
+def _united(one: dict[str, float | None], other: dict[str, float | None]) -> dict[str, float | None]:
+    both = {name: _later(one[name], other[name]) for name in one.keys() & other.keys()}
+    return {**one, **other, **both}
+
+
+def _later(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else max(one, other)
 
 
 class PolicyDocument(_Model):
@@ -125,14 +140,19 @@ class PolicyDocument(_Model):
     """By role, then by endpoint."""
     task_rate_limits: dict[Name, RateLimit] = {}
     pipeline_rate_limits: dict[Name, RateLimit] = {}
+    principal_rate_limit: RateLimit | None = None
+    rate_limit_default: RateLimit | None = None
     revoked: Revoked = Revoked()
 
     def changed(self, change: PolicyChange) -> PolicyDocument:
         """This with a change made. Raises `ConfigurationError` for one that could not be a setting."""
         plain = self.model_dump()
         for setting in change.model_fields_set:
-            entries = {**plain[setting], **getattr(change, setting)}
-            plain[setting] = {name: entry for name, entry in entries.items() if entry is not None}
+            changed = getattr(change, setting)
+            if isinstance(changed, dict):
+                entries = {**plain[setting], **changed}
+                changed = {name: entry for name, entry in entries.items() if entry is not None}
+            plain[setting] = changed
         try:
             return PolicyDocument.model_validate(plain)
         except ValidationError as error:
@@ -145,7 +165,7 @@ class PolicyDocument(_Model):
 
 
 class PolicyChange(_Model):
-    """What to change, by setting and name; ``None`` for a name puts it back to what the settings of each process say.
+    """What to change, by setting and name; ``None`` puts a name, or a limit, back to what each process's settings say.
 
     ``PolicyChange(pipeline_acls={"data-pipeline": {"execute": ["processor"]}}, roles={"ada": ["admin"]})``
     """
@@ -157,6 +177,8 @@ class PolicyChange(_Model):
     role_rate_limits: dict[Name, dict[str, RateLimit] | None] = {}
     task_rate_limits: dict[Name, RateLimit | None] = {}
     pipeline_rate_limits: dict[Name, RateLimit | None] = {}
+    principal_rate_limit: RateLimit | None = None
+    rate_limit_default: RateLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +206,12 @@ def _entries(document: PolicyDocument) -> dict[str, Any]:
     plain = document.model_dump(mode="json", exclude={"version"})
     revoked = plain.pop("revoked")
     before = revoked.pop("issued_before")
-    entries = {f"{setting}.{name}": entry for setting in plain for name, entry in plain[setting].items()}
+    entries: dict[str, Any] = {}
+    for setting, value in plain.items():
+        if isinstance(value, dict):
+            entries |= {f"{setting}.{name}": entry for name, entry in value.items()}
+        elif value is not None:
+            entries[setting] = value
     entries |= {
         f"revoked.{kind}.{name}": "for ever" if until is None else until
         for kind in revoked

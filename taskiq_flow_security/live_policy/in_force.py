@@ -23,6 +23,8 @@ class InForce:
     role_rate_limits: Mapping[str, Mapping[str, str]]
     task_rate_limits: Mapping[str, str]
     pipeline_rate_limits: Mapping[str, str]
+    principal_rate_limit: str | None
+    rate_limit_default: str
     revocations: Revocations | None
     """``None`` where nothing is revoked, which is asked for each message."""
 
@@ -39,5 +41,7 @@ class InForce:
             {**config.role_rate_limits, **document.role_rate_limits},
             {**config.task_rate_limits, **document.task_rate_limits},
             {**config.pipeline_rate_limits, **document.pipeline_rate_limits},
+            document.principal_rate_limit or config.principal_rate_limit,
+            document.rate_limit_default or config.rate_limit_default,
             document.revoked.revocations() or None,
         )

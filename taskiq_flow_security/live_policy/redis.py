@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any
 
 from taskiq_flow_security.errors import BackendUnavailableError
 from taskiq_flow_security.live_policy.signature import MAX_BYTES
+from taskiq_flow_security.live_policy.stores import Found
 from taskiq_flow_security.stores.background import PerProcess
 from taskiq_flow_security.stores.redis import TIMEOUT, UNAVAILABLE, Names, new_client
-from taskiq_flow_security.tokens import jws
 
-# Compares as much as `read` returns: whoever can write to Redis can put gigabytes there, which must be replaceable.
-_REPLACE = """
-if redis.call('GETRANGE', KEYS[1], 0, ARGV[3]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
-return 1
+# Whoever can write to Redis can put anything there, gigabytes or a list, which must be told apart and replaceable.
+_MARK = f"""
+local function mark()
+  local kind = redis.call('TYPE', KEYS[1]).ok
+  if kind == 'none' then return '' end
+  if kind ~= 'string' then return kind end
+  if redis.call('STRLEN', KEYS[1]) > {MAX_BYTES} then return 'long' end
+  return redis.sha1hex(redis.call('GET', KEYS[1]))
+end
 """
-
-T = TypeVar("T")
+_READ = f"""{_MARK}
+local found = mark()
+return {{found, #found == 40 and redis.call('GET', KEYS[1]) or ''}}
+"""
+_REPLACE = f"""{_MARK}
+if mark() == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) end
+return mark() == redis.sha1hex(ARGV[2])
+"""
+_MARK += "return mark()"
 
 
 class RedisPolicyStore:
@@ -29,31 +39,29 @@ class RedisPolicyStore:
 
     def __init__(self, url: str, names: Names) -> None:
         new_client(url)  # says now what is wrong with the URL
-        self._clients = PerProcess(lambda: new_client(url, retries=1))
+        # Nothing is tried again unseen: whoever has lost the answer to a change has to know that.
+        self._clients = PerProcess(lambda: new_client(url))
         self._key = names.policy()
 
-    async def head(self) -> bytes | None:
+    async def mark(self) -> bytes:
         """As `PolicyStore`."""
-        return (await self._range(jws.MAX_BYTES)).partition(b"\n")[0] or None
+        mark = await self._eval(_MARK)
+        assert isinstance(mark, bytes)  # the client decodes nothing
+        return mark
 
-    async def read(self) -> bytes | None:
+    async def read(self) -> Found:
         """As `PolicyStore`."""
-        return await self._range(MAX_BYTES) or None
+        return Found(*await self._eval(_READ))
 
-    async def replace(self, old: bytes | None, new: bytes) -> bool:
+    async def replace(self, mark: bytes, new: bytes) -> bool:
         """As `PolicyStore`."""
-        return bool(await _do(self._clients.get().eval(_REPLACE, 1, self._key, old or b"", new, MAX_BYTES)))
+        return bool(await self._eval(_REPLACE, mark, new))
 
-    async def _range(self, end: int) -> bytes:
-        kept = await _do(self._clients.get().getrange(self._key, 0, end))
-        assert isinstance(kept, bytes)  # the client decodes nothing
-        return kept
-
-
-async def _do(operation: Awaitable[T]) -> T:
-    try:
-        return await asyncio.wait_for(operation, 2 * TIMEOUT)
-    except UNAVAILABLE as error:
-        raise BackendUnavailableError(
-            f"The store of the policy cannot be reached ({type(error).__name__}); try again later."
-        ) from None
+    async def _eval(self, script: str, *arguments: bytes) -> Any:
+        """The answer of a script."""
+        try:
+            return await asyncio.wait_for(self._clients.get().eval(script, 1, self._key, *arguments), 2 * TIMEOUT)
+        except UNAVAILABLE as error:
+            raise BackendUnavailableError(
+                f"The store of the policy cannot be reached ({type(error).__name__}); try again later."
+            ) from None

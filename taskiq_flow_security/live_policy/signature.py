@@ -16,8 +16,8 @@ from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
 from taskiq_flow_security.live_policy.document import PolicyDocument
 from taskiq_flow_security.tokens import jws
-from taskiq_flow_security.tokens.jws import JwsHeader
-from taskiq_flow_security.tokens.keyring import Keyring, Use
+from taskiq_flow_security.tokens.jws import Jws, JwsHeader
+from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
 
 MAX_BYTES = 4 * 1024 * 1024
 """Of what is longer nothing is read."""
@@ -36,10 +36,12 @@ class _Claims(BaseModel):
 class PolicySigner:
     """Signs and verifies policies. `audience` names the environment."""
 
-    def __init__(self, keyring: Keyring, audience: str, leeway: float) -> None:
+    def __init__(self, keyring: Keyring, audience: str, leeway: float, lasting: float) -> None:
+        """A policy is signed by a key that lasts for so many seconds more, if there is one, as principals are."""
         self._keyring = keyring
         self._audience = audience
         self._leeway = leeway
+        self._lasting = lasting
 
     def sign(self, document: PolicyDocument, now: float) -> bytes:
         """The document, signed. A key that it revokes does not sign it.
@@ -47,12 +49,13 @@ class PolicySigner:
         Raises `AuthenticationError` where this process has no other key to issue with, and `ConfigurationError` for a
         document that is too long.
         """
-        body = to_json(document)
+        # Only what is said, so that a process that knows less settings can read what says nothing of others.
+        body = document.model_dump_json(exclude_defaults=True).encode()
         if len(body) > MAX_BYTES - jws.MAX_BYTES:
             raise ConfigurationError(
                 f"What is changed at run time may have {MAX_BYTES} bytes; put what stays into the settings."
             )
-        key = self._keyring.without(document.revoked.signing_key).signer(Use.ISSUE, now)
+        key = self._key(document, now)
         protected = jws.encode_segment(to_json(JwsHeader(alg=key.alg, kid=key.kid, typ=_TYP)))
         claims = _Claims(aud=self._audience, iat=int(now), sha256=sha256(body).hexdigest())
         payload = jws.encode_segment(to_json(claims))
@@ -61,8 +64,7 @@ class PolicySigner:
     def read(self, signed: bytes, now: float) -> PolicyDocument:
         """The document that was signed, or `AuthenticationError`. Whoever signed must not be revoked by it."""
         text, _, body = signed.partition(b"\n")
-        token = jws.parse(text.decode("latin-1"))
-        header = jws.read_header(token, JwsHeader, _TYP)
+        token, header = _parse(text)
         jws.verify(token, header.alg, token.payload, self._keyring.verifier(Use.ISSUE, header.kid, now, self._leeway))
         try:
             claims = _Claims.model_validate_json(jws.decode_segment(token.payload))
@@ -76,3 +78,19 @@ class PolicySigner:
         if header.kid in document.revoked.signing_key:
             raise AuthenticationError(Reason.REVOKED, "The key that signed the policy is revoked by it.")
         return document
+
+    def signs_otherwise(self, signed: bytes, document: PolicyDocument, now: float) -> bool:
+        """Whether this process would sign a document with another key than it was signed with, if with any."""
+        try:
+            return self._key(document, now).kid != _parse(signed.partition(b"\n")[0])[1].kid
+        except AuthenticationError:
+            return False
+
+    def _key(self, document: PolicyDocument, now: float) -> Key:
+        keyring = self._keyring.without(document.revoked.signing_key)
+        return keyring.signer(Use.ISSUE, now, now + self._lasting)
+
+
+def _parse(text: bytes) -> tuple[Jws, JwsHeader]:
+    token = jws.parse(text.decode("latin-1"))
+    return token, jws.read_header(token, JwsHeader, _TYP)

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from hashlib import sha1
+from typing import NamedTuple, Protocol
+
+NOTHING = b""
+"""The mark of nothing."""
+
+
+def mark_of(signed: bytes) -> bytes:
+    """The mark of a policy: SHA-1, which Redis computes too. It only tells what is there from what should be."""
+    return sha1(signed, usedforsecurity=False).hexdigest().encode()
+
+
+class Found(NamedTuple):
+    """What a store holds, with its mark."""
+
+    mark: bytes
+    signed: bytes
+    """Empty where there is nothing, or what could be no policy."""
 
 
 class PolicyStore(Protocol):
@@ -11,14 +28,14 @@ class PolicyStore(Protocol):
     shared: bool
     """Whether other processes can write to it, too."""
 
-    async def head(self) -> bytes | None:
-        """The first line, which is another one for each version."""
+    async def mark(self) -> bytes:
+        """The mark of what is there, which is another one for all that is not the same to the last byte."""
 
-    async def read(self) -> bytes | None:
-        """All of it."""
+    async def read(self) -> Found:
+        """What is there."""
 
-    async def replace(self, old: bytes | None, new: bytes) -> bool:
-        """Put something else there, if what is there is still the old; whether it was."""
+    async def replace(self, mark: bytes, new: bytes) -> bool:
+        """Put something else there, if what is there still has this mark. Whether the new is there then."""
 
 
 class MemoryPolicyStore:
@@ -29,17 +46,16 @@ class MemoryPolicyStore:
     def __init__(self) -> None:
         self._kept: bytes | None = None
 
-    async def head(self) -> bytes | None:
+    async def mark(self) -> bytes:
         """As `PolicyStore`."""
-        return None if self._kept is None else self._kept.partition(b"\n")[0]
+        return NOTHING if self._kept is None else mark_of(self._kept)
 
-    async def read(self) -> bytes | None:
+    async def read(self) -> Found:
         """As `PolicyStore`."""
-        return self._kept
+        return Found(await self.mark(), self._kept or b"")
 
-    async def replace(self, old: bytes | None, new: bytes) -> bool:
+    async def replace(self, mark: bytes, new: bytes) -> bool:
         """As `PolicyStore`."""
-        if self._kept != old:
-            return False
-        self._kept = new
-        return True
+        if await self.mark() == mark:
+            self._kept = new
+        return self._kept == new

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from taskiq_flow_security.core.principal import UNRESTRICTED, Permission, Principal, Scope
+
+Moment = Annotated[float, Field(allow_inf_nan=False)]
+"""When something was issued, to the fraction of a second: what was issued before a moment can be revoked."""
 
 
 class ScopeClaim(BaseModel):
@@ -31,7 +36,7 @@ class LoginClaim(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     jti: str | None = None
-    iat: float
+    iat: Moment
 
     @classmethod
     def of(cls, principal: Principal) -> LoginClaim | None:

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from taskiq_flow_security.core.principal import UNRESTRICTED, Scope
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.tokens import jws
-from taskiq_flow_security.tokens.claims import ScopeClaim
+from taskiq_flow_security.tokens.claims import Moment, ScopeClaim
 from taskiq_flow_security.tokens.jws import JwsHeader
 from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
 
@@ -43,7 +43,7 @@ class MessageSignature(NamedTuple):
 
     kid: str
     jti: str
-    issued_at: int
+    issued_at: float
     expires_at: int
     delegation: Delegation = NOT_DELEGATED
     denied: str | None = None
@@ -55,7 +55,7 @@ class MessageSignature(NamedTuple):
 class _Header(JwsHeader):
     b64: bool
     crit: tuple[Literal["b64"]]
-    iat: int
+    iat: Moment
     exp: int
     jti: str
     act: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class MessageSigner:
         """
         use = Use.FIRE if fires and not self._keyring.signs(Use.SEND, now) else Use.SEND
         key = self._keyring.signer(use, now, expires_at)
-        signature = MessageSignature(key.kid, jti or new_id(), int(now), int(expires_at), delegation, denied)
+        signature = MessageSignature(key.kid, jti or new_id(), now, int(expires_at), delegation, denied)
         # Only numbers and ids that were made here are filled in, so that nothing needs escaping.
         times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
         header = f'{self._header(key)},{times},"jti":"{signature.jti}"{_terms(signature)}}}'

@@ -13,7 +13,7 @@ from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.tokens import jws
-from taskiq_flow_security.tokens.claims import LoginClaim, ScheduleClaim, ScopeClaim
+from taskiq_flow_security.tokens.claims import LoginClaim, Moment, ScheduleClaim, ScopeClaim
 from taskiq_flow_security.tokens.jws import JwsHeader
 from taskiq_flow_security.tokens.keyring import Keyring, Use
 
@@ -57,7 +57,7 @@ class _Claims(BaseModel):
     scope: ScopeClaim | None = None
     login: LoginClaim | None = None
     schedule: ScheduleClaim | None = None
-    iat: int
+    iat: Moment
     nbf: int
     exp: int
     jti: str
@@ -98,7 +98,7 @@ class PrincipalTokens:
             scope=ScopeClaim.of(principal.scope),
             login=LoginClaim.of(principal),
             schedule=schedule,
-            iat=int(now),
+            iat=now,
             nbf=int(now),
             exp=int(expires_at),
             jti=new_id(),

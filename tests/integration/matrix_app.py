@@ -7,7 +7,7 @@ pipeline by registration: each case runs for one of its own.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol
 
 from taskiq import AsyncBroker, Context, SimpleRetryMiddleware, SmartRetryMiddleware, TaskiqDepends
 from taskiq.brokers.shared_broker import shared_task
@@ -17,7 +17,7 @@ from taskiq_redis import ListRedisScheduleSource
 
 from taskiq_flow_security import FlowSecurity, ProtectedSchedules, SecurityMiddleware, TaskiqFlowConfig
 from tests.integration import ledger
-from tests.integration.transports import Transport, from_environment
+from tests.integration.transports import from_environment
 from tests.integration.worker_app import announce_start, write_audit_lines
 from tests.services import REDIS_URL
 
@@ -83,7 +83,16 @@ class Tasks:
         self.first, self.many, self.keep = first, many, keep
 
 
-def deployed(transport: Transport, config: TaskiqFlowConfig, retries: str = "") -> tuple[AsyncBroker, Tasks]:
+class Queue(Protocol):
+    """What has a name and makes brokers: a `Transport`, or what stands for one."""
+
+    @property
+    def name(self) -> str: ...
+
+    def broker(self) -> AsyncBroker: ...
+
+
+def deployed(transport: Queue, config: TaskiqFlowConfig, retries: str = "") -> tuple[AsyncBroker, Tasks]:
     """The broker and its tasks. `retries` is the middleware that retries: simple, smart, or smart by a schedule."""
     security = FlowSecurity(config)
     broker = transport.broker().with_middlewares(SecurityMiddleware(security), PipelineMiddleware())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import product
 from typing import Any
@@ -12,22 +13,24 @@ from uuid import uuid4
 
 import pytest
 from redis.asyncio import Redis
-from taskiq import AsyncTaskiqTask, TaskiqResult, TaskiqScheduler
+from taskiq import AsyncBroker, AsyncTaskiqTask, InMemoryBroker, TaskiqResult, TaskiqScheduler
 from taskiq_pipelines import Pipeline
 
 from taskiq_flow_security import FlowSecurityError, PolicyChange, Principal, Revocation, TaskiqFlowConfig
 from tests.integration import ledger
 from tests.integration.conftest import NewTransport, StartWorker
-from tests.integration.matrix_app import Tasks, deployed, shared
+from tests.integration.matrix_app import Queue, Tasks, deployed, shared
 from tests.integration.settings import MESSAGE_SECRET, signing_key
-from tests.integration.transports import TRANSPORTS, Transport
-from tests.services import REDIS_URL
+from tests.integration.transports import TRANSPORTS
+from tests.services import REDIS_URL, require
 
 SECONDS = 30
 ADMIN = Principal("root", permissions=["admin"])
 
 OUTCOMES = ["allowed", "denied", "revoked"]
-QUEUED = ["kick", "shared", "by time", "by interval", "by cron"]
+KICKED = ["kick", "shared"]
+SCHEDULED = ["by time", "by interval", "by cron"]
+QUEUED = [*KICKED, *SCHEDULED]
 """Ways on which the policy changes before the first task runs."""
 HELD = ["child", "requeue", "sequential", "map", "filter"]
 """Ways on which it changes in the middle of the first one."""
@@ -37,7 +40,7 @@ RETRIES = ["simple", "smart", "smart, scheduled"]
 class Case:
     """One way with one outcome, by somebody of its own and for a pipeline of its own."""
 
-    def __init__(self, way: str, outcome: str, transport: Transport) -> None:
+    def __init__(self, way: str, outcome: str, transport: Queue) -> None:
         self.way, self.outcome = way, outcome
         self.name = f"{way}, {outcome}".replace(" ", "-").replace(",", "")
         self.principal = Principal(self.name, roles=["processor"])
@@ -60,7 +63,7 @@ class Case:
 class Matrix:
     """A client of one queue, which can change the policy for all."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Queue, retries: str = "") -> None:
         acl = {"execute": ["processor"]}
         ways = [*QUEUED, *HELD, *RETRIES]
         self.transport = transport
@@ -71,7 +74,7 @@ class Matrix:
             shared_store=REDIS_URL,
             principal_audience=transport.name,
         )
-        self.broker, self.tasks = deployed(transport, self.config)
+        self.broker, self.tasks = deployed(transport, self.config, retries)
         middleware = next(other for other in self.broker.middlewares if hasattr(other, "security"))
         self.security = middleware.security
 
@@ -212,4 +215,42 @@ async def test_work_that_moves_runs_is_denied_or_is_revoked_as_the_policy_says_t
         finally:
             await matrix.broker.shutdown()
             async for key in redis.scan_iter(f"taskiq-flow-security:{transport.name}*", count=1000):
+                await redis.delete(key)
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """Makes a broker without a queue: what is kicked runs at once, in the same process."""
+
+    name: str
+
+    def broker(self) -> AsyncBroker:
+        """A new one."""
+        return InMemoryBroker()
+
+
+@pytest.mark.parametrize("retries", RETRIES)
+async def test_work_that_moves_within_a_process_runs_is_denied_or_is_revoked_as_the_policy_says_then(
+    retries: str,
+) -> None:
+    require("redis")
+    matrix = Matrix(InProcess(f"matrix-{uuid4().hex}"), retries)
+    await matrix.broker.startup()
+    async with Redis.from_url(REDIS_URL, socket_timeout=None) as redis:
+        try:
+            for way in KICKED:
+                case = matrix.cases[way, "allowed"]
+                await matrix.start(case)
+                await matrix.finish([case])
+            scheduled = [case for (way, _), case in matrix.cases.items() if way in SCHEDULED]
+            for case in scheduled:
+                await matrix.start(case)
+            await matrix.change(scheduled)
+            await matrix.fire()
+            await matrix.finish(scheduled)
+            for way in (*HELD, retries):
+                await matrix.go(way, redis)
+        finally:
+            await matrix.broker.shutdown()
+            async for key in redis.scan_iter(f"*{matrix.transport.name}*", count=1000):
                 await redis.delete(key)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taskiq_flow_security.errors import BackendUnavailableError, ConfigurationError, RateLimitExceededError
-from taskiq_flow_security.rate_limits import MemoryWindows, RateLimits
+from taskiq_flow_security.rate_limits import MemoryWindows, RateLimits, Use
+from tests.services import REDIS_URL, require
 
 
 async def test_a_limit_holds_for_each_identity_alone() -> None:
@@ -27,6 +29,33 @@ async def test_each_of_several_limits_holds() -> None:
         await limits.hit("10/minute;2/hour", "task", "alice")
     with pytest.raises(RateLimitExceededError, match="2 per 1 hour"):
         await limits.hit("10/minute;2/hour", "task", "alice")
+
+
+@pytest.mark.parametrize("storage", ["memory://", REDIS_URL])
+@pytest.mark.parametrize("limit", ["5/hour;1/minute", "1/minute;5/hour"])
+async def test_what_one_limit_denies_counts_against_no_other(storage: str, limit: str) -> None:
+    if storage == REDIS_URL:
+        require("redis")
+    limits, who = RateLimits(storage), uuid4().hex
+    await limits.hit(limit, "task", who)
+    for _ in range(10):
+        with pytest.raises(RateLimitExceededError, match="1 per 1 minute") as refusal:
+            await limits.hit(limit, "task", who)
+        assert 0 < refusal.value.retry_after <= 60
+    for _ in range(4):  # that the hour has left, counted alone
+        await limits.hit("5/hour", "task", who)
+    with pytest.raises(RateLimitExceededError, match="5 per 1 hour"):
+        await limits.hit("5/hour", "task", who)
+
+
+async def test_who_is_denied_by_several_limits_is_told_when_all_allow_it() -> None:
+    limits = RateLimits("memory://")
+    uses = [Use("1/minute", ("all", "alice")), Use("1/hour", ("task", "alice")), Use("9/hour", ("pipeline", "alice"))]
+    await limits.hit_all(uses)
+    for order in (uses, uses[::-1]):
+        with pytest.raises(RateLimitExceededError, match="1 per 1 hour") as refusal:
+            await limits.hit_all(order)
+        assert 60 < refusal.value.retry_after <= 3600
 
 
 async def test_a_store_that_is_away_denies() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import AsyncGenerator
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from taskiq_flow_security.environment import names_once
 from taskiq_flow_security.errors import ConfigurationError
 from taskiq_flow_security.http.api import bodies
+from taskiq_flow_security.http.api.bodies import M
 from taskiq_flow_security.http.api.endpoints import caller
 from taskiq_flow_security.live_policy import Administration, PolicyChange, PolicyDocument, Revocation
 
@@ -29,7 +33,7 @@ class PolicyEndpoints:
     async def change(self, request: Request) -> Response:
         """Change roles, access control lists or limits."""
         version = _expected(request)
-        change = await bodies.read(request, PolicyChange)
+        change = await _read(request, PolicyChange)
         try:
             return _answer(await self._administration.change(caller(request), change, version=version))
         except ConfigurationError as error:
@@ -37,7 +41,7 @@ class PolicyEndpoints:
 
     async def revoke(self, request: Request) -> Response:
         """Revoke something."""
-        revocation = await bodies.read(request, Revocation)
+        revocation = await _read(request, Revocation)
         try:
             return _answer(await self._administration.revoke(caller(request), revocation))
         except ConfigurationError as error:
@@ -45,8 +49,30 @@ class PolicyEndpoints:
 
     async def reinstate(self, request: Request) -> Response:
         """Take a revocation back."""
-        revocation = await bodies.read(request, Revocation)
+        revocation = await _read(request, Revocation)
         return _answer(await self._administration.reinstate(caller(request), revocation))
+
+
+class _KeptBody(Request):
+    """A request whose body is kept while it is read."""
+
+    data = b""
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        async for chunk in super().stream():
+            self.data += chunk
+            yield chunk
+
+
+async def _read(request: Request, model: type[M]) -> M:
+    """As `bodies.read`. No name may stand twice, as in the settings: the last one would win, unseen."""
+    kept = _KeptBody(request.scope, request.receive)
+    body = await bodies.read(kept, model)
+    try:
+        json.loads(kept.data or b"{}", object_pairs_hook=names_once)
+    except ValueError:
+        raise HTTPException(422, "The body does not fit. A name stands twice in one object.") from None
+    return body
 
 
 def _answer(policy: PolicyDocument) -> Response:

@@ -48,6 +48,33 @@ async def test_a_revoked_key_is_refused_until_it_is_reinstated() -> None:
     assert served.status_code == 200
 
 
+async def test_the_limit_of_what_has_none_of_its_own_is_changed_for_the_next_request() -> None:
+    async with serving(Deployment(config(rate_limits={})).api) as client:
+        before = [(await client.get("/whoami", VIEWER)).status_code for _ in range(2)]
+        await send(client, "PATCH", "/policy", {"rate_limit_default": "1/minute"})
+        after = [(await client.get("/whoami", VIEWER)).status_code for _ in range(2)]
+    assert (before, after) == ([200, 200], [200, 429])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PATCH", "/policy", b'{"roles": {"u": ["a"], "u": ["b"]}}'),
+        ("PATCH", "/policy", b'{"roles": {"u": ["a"]}, "roles": {"v": ["b"]}}'),
+        ("POST", "/policy/revocations", b'{"subject": "ada", "subject": "bob"}'),
+        ("POST", "/policy/reinstatements", b'{"subject": "ada", "subject": "bob"}'),
+    ],
+)
+async def test_a_name_that_stands_twice_changes_nothing(method: str, path: str, body: bytes) -> None:
+    deployment = Deployment(config())
+    headers = {"x-api-key": ADMIN, "content-type": "application/json"}
+    async with serving(deployment.api) as client:
+        answer = await client.http.request(method, path, content=body, headers=headers)
+    assert (answer.status_code, answer.json()["reason"]) == (422, "invalid_input")
+    assert "twice" in answer.json()["detail"]
+    assert deployment.api.security.live.document.version == 0
+
+
 async def test_the_connection_of_somebody_who_is_revoked_ends() -> None:
     deployment = Deployment(config())
     viewer = await deployment.api.security.authenticate(api_key=VIEWER)

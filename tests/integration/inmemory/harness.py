@@ -141,12 +141,15 @@ class Queue(InMemoryBroker):
         self.sent.clear()
         return data
 
-    async def deliver(self, data: bytes, receiver: Receiver | None = None) -> Outcome:
+    async def deliver(
+        self, data: bytes, receiver: Receiver | None = None, on_ack: Callable[[], None] = lambda: None
+    ) -> Outcome:
         """Hand a message to the stock receiver, as a worker does: in a context of its own, and with an ack to give."""
         acks = 0
 
         def ack() -> None:
             nonlocal acks
+            on_ack()
             acks += 1
 
         before = dict(self.result_backend.results)

@@ -30,7 +30,7 @@ from taskiq_flow_security.rate_limits import RateLimits
 from tests.attacks.forging import PRINCIPAL, SIGNATURE, claims_of, principal_of, read
 from tests.integration.inmemory import tasks
 from tests.integration.inmemory.fixtures import NewProcess
-from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Process
+from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Clock, Process
 
 EVERYWHERE = Principal("carol", permissions=["execute"])
 
@@ -119,6 +119,19 @@ async def test_each_limit_counts_what_it_names_and_nothing_else(new_process: New
         await other.kick(other.clean, [1])
 
 
+async def test_a_kick_that_one_limit_denies_counts_against_no_other(new_process: NewProcess) -> None:
+    process = new_process(task_rate_limits={"clean": "2/hour"}, principal_rate_limit="1/second")
+    await process.kick(process.clean, [1])
+    for _ in range(5):
+        with pytest.raises(RateLimitExceededError, match="1 second"):
+            await process.kick(process.clean, [1])
+    await asyncio.sleep(1)
+    await process.kick(process.clean, [1])
+    with pytest.raises(RateLimitExceededError, match="1 hour") as refusal:  # which has to wait longer than the second
+        await process.kick(process.clean, [1])
+    assert refusal.value.retry_after > 3000
+
+
 async def test_a_limit_can_be_changed_while_everything_runs(process: Process) -> None:
     admin = Principal("root", permissions=["admin"])
     await process.kick(process.clean, [1])
@@ -146,7 +159,7 @@ async def _nowhere(*_: object, **__: object) -> None:
 async def test_a_kick_that_cannot_be_counted_is_denied_unless_a_setting_says_otherwise(
     new_process: NewProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RateLimits, "hit", _nowhere)
+    monkeypatch.setattr(RateLimits, "hit_all", _nowhere)
     process = new_process(principal_rate_limit="2/hour")
     with pytest.raises(BackendUnavailableError):
         await process.kick(process.clean, [1])
@@ -165,12 +178,35 @@ async def test_a_task_that_cannot_be_counted_waits_until_it_can(
 ) -> None:
     api, worker = new_process(), new_process(rate_limits_on_workers=True, task_rate_limits={"clean": "2/hour"})
     with monkeypatch.context() as away:
-        away.setattr(RateLimits, "hit", _nowhere)
+        away.setattr(RateLimits, "hit_all", _nowhere)
         delivered = asyncio.create_task(worker.broker.deliver(await api.genuine()))
         while not any(entry.reason == "backend_unavailable" for entry in worker.audit.entries):  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert worker.ran == []
     assert (await delivered).acks == 1
+    assert len(worker.ran) == 1
+
+
+async def test_a_message_waits_unacked_while_the_policy_is_stale_and_its_times_are_checked_again(
+    new_process: NewProcess, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, worker = new_process(), new_process()
+    kicks = [await api.genuine(), await api.kick(api.clean.kicker().with_labels(queue_ttl=60), [1])]
+    live = worker.security.live
+    with monkeypatch.context() as away:
+        away.setattr(live._stored._store, "mark", _nowhere)
+        live.stale = True
+        deliveries = [asyncio.create_task(worker.broker.deliver(message)) for message in kicks]
+        await asyncio.sleep(0.3)
+        assert not any(delivery.done() for delivery in deliveries)
+        denied = [(entry.event, entry.reason) for entry in worker.audit.take() if entry.outcome == "deny"]
+        assert denied == [("task_authz_deny", "backend_unavailable")] * 2
+        clock.now += 80
+    outcomes = await asyncio.wait_for(asyncio.gather(*deliveries), 10)
+    assert [outcome.acks for outcome in outcomes] == [1, 1]
+    (error,) = [result.error for result in worker.broker.result_backend.results.values() if result.is_err]
+    assert isinstance(error, AuthenticationError)
+    assert error.reason == "expired"
     assert len(worker.ran) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 import jwt
@@ -17,6 +18,7 @@ from taskiq_flow_security import (
     PolicyChange,
     PolicyConflictError,
     Principal,
+    RateLimitExceededError,
     Revocation,
 )
 from tests.integration.inmemory.fixtures import NewProcess
@@ -108,6 +110,19 @@ async def test_after_everything_was_revoked_who_logs_in_anew_goes_on(process: Pr
     await process.serves()
     carol = await process.security.authenticate(bearer=bearer(process.clock))
     await process.runs(await process.kick(process.clean, [1], principal=carol))
+
+
+async def test_what_is_issued_in_the_second_in_which_all_was_revoked_is_told_apart(process: Process) -> None:
+    process.clock.now += 0.5
+    queued = await process.genuine()
+    process.clock.now += 0.001
+    started = monotonic()
+    await process.security.administration.revoke(ADMIN, Revocation(issued_before=process.clock.now))
+    assert monotonic() - started >= 0.499  # when other issuers, which know whole seconds only, are in the next one
+    await process.refuses_authentic(queued, "revoked")
+    await process.serves()
+    carol = await process.security.authenticate(bearer=bearer(process.clock, iat=int(process.clock.now) + 1))
+    await process.kick(process.clean, [1], principal=carol)
 
 
 async def test_nobody_is_locked_out_by_a_moment_that_is_still_to_come(process: Process) -> None:
@@ -205,6 +220,26 @@ async def test_only_who_carries_admin_changes_anything(process: Process, audit: 
     assert (await administration.policy(ADMIN)).version == 0
 
 
+async def test_an_administrator_whose_login_has_ended_changes_nothing(process: Process, audit: AuditTrail) -> None:
+    ended = Principal("root", permissions=["admin"], expires_at=process.clock.now)
+    audit.take()
+    with pytest.raises(AuthenticationError) as refusal:
+        await process.security.administration.revoke(ended, Revocation(subject="alice"))
+    assert refusal.value.reason == "expired"
+    assert [(entry.event, entry.outcome, entry.reason) for entry in audit.take()] == [("authz_fail", "deny", "expired")]
+    await process.serves()
+
+
+async def test_the_limit_of_each_principal_is_changed_while_everything_runs(process: Process) -> None:
+    administration = process.security.administration
+    await administration.change(ADMIN, PolicyChange(principal_rate_limit="1/hour"))
+    await process.kick(process.clean, [1])
+    with pytest.raises(RateLimitExceededError):
+        await process.kick(process.clean, [1])
+    await administration.change(ADMIN, PolicyChange(principal_rate_limit=None))
+    await process.kick(process.clean, [1])
+
+
 async def test_each_thing_that_is_changed_is_an_event_that_says_from_what_to_what(process: Process) -> None:
     changes: list[tuple[str, str, str]] = []
     process.audit.on_change = lambda record: changes.append((record.event, record.rule, record.change))
@@ -213,12 +248,14 @@ async def test_each_thing_that_is_changed_is_an_event_that_says_from_what_to_wha
     await administration.change(ADMIN, PolicyChange(pipeline_acls={"data": {"execute": ["dev"]}}))
     await administration.revoke(ADMIN, Revocation(subject="mallory"))
     await administration.reinstate(ADMIN, Revocation(subject="mallory"))
+    await administration.change(ADMIN, PolicyChange(principal_rate_limit="9/hour"))
     assert changes == [
         ("authz_change", "pipeline_acls.data", 'version 1: null -> {"execute":["ops"]}'),
         ("authz_change", "roles.ada", 'version 1: null -> ["x"]'),
         ("authz_change", "pipeline_acls.data", 'version 2: {"execute":["ops"]} -> {"execute":["dev"]}'),
         ("authn_token_revoked", "revoked.subject.mallory", 'version 3: null -> "for ever"'),
         ("authz_change", "revoked.subject.mallory", 'version 4: "for ever" -> null'),
+        ("authz_change", "principal_rate_limit", 'version 5: null -> "9/hour"'),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -126,6 +127,134 @@ async def test_whenever_a_message_is_acked_a_copy_of_it_is_refused(process: Proc
     message = await process.genuine()
     assert (await process.broker.deliver(message, receiver)).acks == 1
     await refuses_copy(process, message)
+
+
+def _fail() -> NoReturn:
+    raise ConnectionError("the channel is closed")
+
+
+@pytest.mark.parametrize("ack_type", [AcknowledgeType.WHEN_RECEIVED, AcknowledgeType.WHEN_EXECUTED])
+async def test_a_message_whose_early_ack_fails_runs_when_it_is_delivered_again(
+    process: Process, ack_type: AcknowledgeType
+) -> None:
+    receiver = Receiver(process.broker, executor=process.broker.executor, ack_type=ack_type, max_async_tasks=10)
+    message = await process.genuine()
+    with pytest.raises(ConnectionError):
+        await process.broker.deliver(message, receiver, on_ack=_fail)
+    assert process.broker.result_backend.results == {}
+    process.ran.clear()
+    assert (await process.broker.deliver(message, receiver)).result.return_value == 6
+    assert len(process.ran) == 1
+    await refuses_copy(process, message)
+
+
+async def test_a_message_whose_own_ack_fails_runs_when_it_is_delivered_again(process: Process) -> None:
+    @process.broker.task("manual", pipeline="data", ack_type="manual")
+    async def manual(context: Context = TaskiqDepends()) -> int:
+        process.ran.append(("manual", None))
+        await context.ack()
+        return 7
+
+    message = await process.kick(manual)
+    outcome = await process.broker.deliver(message, on_ack=_fail)
+    assert isinstance(outcome.error, ConnectionError)
+    assert (await process.broker.deliver(message)).result.return_value == 7
+    assert len(process.ran) == 2
+    await refuses_copy(process, message)
+
+
+async def test_a_message_whose_last_ack_fails_is_refused_when_it_is_delivered_again_and_its_result_stays(
+    process: Process,
+) -> None:
+    message = await process.genuine()
+    with pytest.raises(ConnectionError):
+        await process.broker.deliver(message, on_ack=_fail)
+    before = dict(process.broker.result_backend.results)
+    assert len(before) == 1
+    await refuses_copy(process, message)
+    assert process.broker.result_backend.results == before
+
+
+@pytest.mark.parametrize("ack_type", [AcknowledgeType.WHEN_RECEIVED, AcknowledgeType.WHEN_EXECUTED])
+async def test_what_is_acked_early_has_not_completed_before_its_result_is_stored(
+    process: Process, ack_type: AcknowledgeType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver = Receiver(process.broker, executor=process.broker.executor, ack_type=ack_type, max_async_tasks=10)
+    message = await process.genuine()
+    storing = asyncio.Event()
+
+    async def never(*_: object) -> None:
+        storing.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process.broker.result_backend, "set_result", never)
+        ended = asyncio.ensure_future(process.broker.deliver(message, receiver))
+        await storing.wait()
+        ended.cancel()  # as when the worker ends in the middle of it
+        with pytest.raises(asyncio.CancelledError):
+            await ended
+    process.ran.clear()
+    await process.runs(message)
+
+
+async def test_a_message_that_another_acks_while_its_result_is_stored_is_acked_first(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a batch does, whose last message acks them all."""
+    waiting: list[Context] = []
+
+    @process.broker.task("batched", pipeline="data", ack_type="manual")
+    async def batched(context: Context = TaskiqDepends()) -> None:
+        waiting.append(context)
+
+    message = await process.kick(batched)
+    store = process.broker.result_backend.set_result
+
+    async def acked_meanwhile(task_id: str, result: TaskiqResult[Any]) -> None:
+        with pytest.raises(ConnectionError):
+            await asyncio.create_task(waiting[0].ack())
+        await store(task_id, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process.broker.result_backend, "set_result", acked_meanwhile)
+        await process.broker.deliver(message, on_ack=_fail)
+    await process.broker.deliver(message)
+    assert len(waiting) == 2
+
+
+async def test_a_message_that_another_acks_after_its_end_has_completed_before_that(process: Process) -> None:
+    waiting: list[Context] = []
+
+    @process.broker.task("batched", pipeline="data", ack_type="manual")
+    async def batched(context: Context = TaskiqDepends()) -> None:
+        process.ran.append(("batched", None))
+        waiting.append(context)
+
+    message = await process.kick(batched)
+    await process.broker.deliver(message, on_ack=_fail)
+    with pytest.raises(ConnectionError):
+        await waiting[0].ack()
+    await refuses_copy(process, message)
+
+
+async def test_a_message_that_was_acked_early_and_has_no_result_because_a_hook_failed_runs_again(
+    new_process: NewProcess,
+) -> None:
+    failing = Failing("post_execute")
+    process = new_process(after=(failing,))
+    receiver = Receiver(
+        process.broker,
+        executor=process.broker.executor,
+        ack_type=AcknowledgeType.WHEN_RECEIVED,
+        max_async_tasks=10,
+    )
+    message = await process.genuine()
+    with pytest.raises(RuntimeError, match="post_execute"):
+        await process.broker.deliver(message, receiver)
+    failing.fails = False
+    process.ran.clear()
+    await process.runs(message)
 
 
 async def test_what_a_task_does_not_ack_runs_when_it_is_delivered_again(process: Process) -> None:

@@ -224,6 +224,15 @@ async def test_a_retry_that_is_made_too_late_is_answered_with_its_reason(retryin
 
 
 @each_position
+async def test_retries_do_not_count_against_the_limits_of_kicks(retrying: MakeProcess) -> None:
+    process = retrying(task_rate_limits={"failing": "1/hour"}, principal_rate_limit="1/hour")
+    await process.broker.deliver(await process.kick(_failing(process), [1]))
+    while process.broker.sent:
+        await process.broker.deliver(process.broker.take())
+    assert len(process.ran) == 3
+
+
+@each_position
 async def test_a_task_that_fails_and_has_used_up_its_rate_limit_is_acked_and_answered(retrying: MakeProcess) -> None:
     process = retrying()
 

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import weakref
-from collections.abc import Callable
 
 import pytest
 from redis.asyncio import Redis
@@ -17,45 +16,19 @@ from taskiq_flow_security import (
     FlowSecurity,
     PolicyChange,
     PolicyConflictError,
-    Principal,
     Revocation,
 )
 from taskiq_flow_security.live_policy import live
-from taskiq_flow_security.stores.redis import Names
+from taskiq_flow_security.live_policy.document import PolicyDocument, Revoked
+from tests.integration.policy.helpers import ADA, ADMIN, allows, key_of, until
 from tests.integration.runs.processes import Deployment
 from tests.integration.runs.proxy import Proxy
 from tests.unit.tokens.keys import OTHER_SECRET, PRIVATE, private_pem, public_pem
 
-ADMIN = Principal("root", permissions=["admin"])
-ADA = Principal("ada", permissions=["execute"])
 SECONDS = 1.0
 """In which a change has to be everywhere."""
 
 EVERYTHING = PolicyChange(pipeline_acls={"data": {"execute": ["ops"]}}, roles={"ada": ["ops"]})
-
-
-def allows(security: FlowSecurity, principal: Principal = ADA) -> bool:
-    return security.explain(principal, pipeline="data").allowed
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait until something has been seen that nobody tells of."""
-
-    async def wait() -> None:
-        while not condition():  # noqa: ASYNC110 (nobody tells)
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(wait(), seconds)
-
-
-def key_of(deployment: Deployment) -> str:
-    return Names(deployment.environment).policy()
-
-
-@pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the store more often, for what takes several looks."""
-    monkeypatch.setattr(live, "INTERVAL", 0.03)
 
 
 async def test_a_change_is_in_force_everywhere_within_a_second(deployment: Deployment) -> None:
@@ -79,7 +52,7 @@ async def test_who_starts_later_begins_with_what_is_in_force(deployment: Deploym
 
 
 async def test_changes_at_the_same_time_are_all_made(deployment: Deployment) -> None:
-    processes = [deployment.process() for _ in range(4)]
+    processes = [deployment.process() for _ in range(30)]
     await asyncio.gather(
         *(
             process.administration.change(ADMIN, PolicyChange(roles={f"user-{number}": ["x"]}))
@@ -88,8 +61,8 @@ async def test_changes_at_the_same_time_are_all_made(deployment: Deployment) -> 
     )
     last = deployment.process()
     await last.live.catch_up()
-    assert last.live.document.version == 4
-    assert set(last.live.document.roles) == {f"user-{number}" for number in range(4)}
+    assert last.live.document.version == 30
+    assert set(last.live.document.roles) == {f"user-{number}" for number in range(30)}
 
 
 async def test_of_two_changes_to_one_version_one_is_made(deployment: Deployment) -> None:
@@ -132,6 +105,42 @@ async def test_an_old_policy_that_is_brought_back_counts_nowhere_and_is_replaced
 
 
 @pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("how", ["appended to", "altered", "a list"])
+async def test_what_is_not_the_policy_to_the_last_byte_is_replaced_and_can_be_changed(
+    deployment: Deployment, redis: Redis, how: str
+) -> None:
+    one, key = deployment.process(), key_of(deployment)
+    await one.administration.change(ADMIN, PolicyChange(roles={"bob": ["x"]}))
+    newest = await redis.get(key)
+    assert isinstance(newest, bytes)
+    if how == "appended to":
+        await redis.append(key, b" ")
+    elif how == "altered":
+        await redis.setrange(key, len(newest) - 1, b" ")
+    else:
+        await redis.delete(key)
+        await redis.rpush(key, "x")
+    assert (await one.administration.revoke(ADMIN, Revocation(subject="ada"))).version == 2
+    assert not allows(deployment.process())
+
+
+@pytest.mark.usefixtures("often")
+async def test_what_either_of_two_policies_of_one_version_revokes_stays_revoked(
+    deployment: Deployment, redis: Redis
+) -> None:
+    """Redis lets two be made where it fails over to a replica that has not seen the first."""
+    one = deployment.process()
+    await one.administration.revoke(ADMIN, Revocation(subject="ada"))
+    others = PolicyDocument(version=1, roles={"bob": ["x"]}, revoked=Revoked(subject={"eve": None}))
+    await redis.set(key_of(deployment), one.live._stored._signer.sign(others, deployment.clock()))
+    await until(lambda: one.live.document.version == 2)
+    late = deployment.process()
+    await late.live.catch_up()
+    assert late.live.document.roles == {"bob": ["x"]}
+    assert set(late.live.document.revoked.subject) == {"ada", "eve"}
+
+
+@pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("garbage", [b"", b"x", b"a.b.c\n{}", b"{}", b"x" * 5_000_000], ids=len)
 async def test_what_nobody_has_signed_counts_nowhere_and_is_replaced(
     deployment: Deployment, redis: Redis, garbage: bytes
@@ -143,6 +152,12 @@ async def test_what_nobody_has_signed_counts_nowhere_and_is_replaced(
     while await redis.get(key_of(deployment)) != newest:
         assert not allows(one)
         await asyncio.sleep(0.01)
+
+
+async def test_what_could_be_no_policy_is_not_even_read(deployment: Deployment, redis: Redis) -> None:
+    await redis.set(key_of(deployment), b"x" * 5_000_000)
+    found = await deployment.process().live._stored._store.read()
+    assert found == (b"long", b"")
 
 
 async def test_who_finds_what_nobody_has_signed_denies_everything_until_it_is_put_right(

@@ -13,7 +13,16 @@ from redis import Redis
 from taskiq import InMemoryBroker
 from taskiq.acks import AckableMessage
 
-from taskiq_flow_security import BackendUnavailableError, FlowSecurity, SecurityMiddleware, guard
+from taskiq_flow_security import (
+    BackendUnavailableError,
+    FlowSecurity,
+    PolicyChange,
+    Principal,
+    SecurityMiddleware,
+    guard,
+)
+from taskiq_flow_security.replay import Progress
+from taskiq_flow_security.tokens.message_signature import MessageSignature
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, Clock, Outcome, Process, Queue, Task, config
 from tests.integration.replay.server import RedisServer
@@ -104,6 +113,105 @@ async def test_what_completes_meanwhile_is_acked_when_that_is_noted(
     assert len(worker.ran) == 1
 
 
+async def test_what_has_completed_is_acked_where_the_worker_ends_before_that_can_be_noted(
+    worker: Process, server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    @worker.broker.task("stops", pipeline="data")
+    async def stops() -> int:
+        server.stop()
+        return 7
+
+    message = await worker.kick(stops)
+    acks: list[bool] = []
+    worker.broker.arriving.append(AckableMessage(data=message, ack=lambda: acks.append(True)))
+    listening = worker.broker.listen()
+    callback = asyncio.ensure_future(worker.broker.receiver.callback(await anext(listening)))
+    await until(lambda: bool(worker.broker.result_backend.results))
+    done, _ = await asyncio.wait([callback], timeout=0.3)
+    assert not done
+    assert acks == []
+    await listening.aclose()
+    await asyncio.wait_for(callback, SECONDS)
+    assert acks == [True]
+    assert "have completed and could not be noted as such" in caplog.text
+
+
+async def test_what_has_completed_is_acked_when_no_copy_of_it_could_run_any_more(
+    worker: Process, server: RedisServer, clock: Clock
+) -> None:
+    @worker.broker.task("stops", pipeline="data")
+    async def stops() -> int:
+        server.stop()
+        return 7
+
+    delivery = asyncio.ensure_future(worker.broker.deliver(await worker.kick(stops)))
+    await until(lambda: bool(worker.broker.result_backend.results))
+    done, _ = await asyncio.wait([delivery], timeout=0.3)
+    assert not done
+    clock.now += 100_000
+    assert (await asyncio.wait_for(delivery, SECONDS)).acks == 1
+
+
+async def test_what_may_run_once_and_only_waited_runs_in_the_next_worker(
+    new_process: NewProcess, other: Process, server: RedisServer
+) -> None:
+    worker = new_process(
+        shared_store=server.url,
+        rate_limits_on_workers=True,
+        task_rate_limits={"once": "5/hour"},
+        rate_limit_storage="redis://127.0.0.1:1",  # where nothing listens
+    )
+    once(worker)
+    message = await other.kick(once(other))
+    worker.broker.arriving.append(AckableMessage(data=message, ack=_unexpected))
+    listening = worker.broker.listen()
+    callback = asyncio.ensure_future(worker.broker.receiver.callback(await anext(listening)))
+    await until(lambda: any(entry.reason == "backend_unavailable" for entry in worker.audit.entries))
+    await listening.aclose()
+    with pytest.raises(BackendUnavailableError):
+        await asyncio.wait_for(callback, SECONDS)
+    assert (await other.broker.deliver(message)).result.return_value == 7
+    assert len(other.ran) == 1
+
+
+async def test_what_waits_to_be_claimed_counts_once_against_the_limits_of_the_worker(
+    new_process: NewProcess, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = new_process(shared_store=server.url, rate_limits_on_workers=True)
+    message = await worker.kick(once(worker))
+    await worker.security.administration.change(
+        Principal("root", permissions=["admin"]), PolicyChange(task_rate_limits={"once": "1/hour"})
+    )
+    stores = worker.security.replays
+    assert stores is not None
+    assert stores.shared is not None
+    claim, away = stores.shared.claim, [True]
+
+    async def once_away(signature: MessageSignature, claimant: str) -> Progress | None:
+        if away and away.pop():
+            raise BackendUnavailableError("away")
+        return await claim(signature, claimant)
+
+    monkeypatch.setattr(stores.shared, "claim", once_away)
+    assert (await worker.broker.deliver(message)).result.return_value == 7
+    assert away == []
+
+
+async def test_what_may_run_once_and_is_denied_is_not_claimed(
+    new_process: NewProcess, other: Process, server: RedisServer
+) -> None:
+    strict = new_process(shared_store=server.url, pipeline_acls={"data": {"execute": ["administrator"]}})
+    once(strict)
+    message = await other.kick(once(other))
+    assert (await strict.broker.deliver(message)).reason == "acl"
+    other.broker.result_backend.results.clear()
+    assert (await other.broker.deliver(message)).result.return_value == 7
+
+
+def _unexpected() -> None:
+    raise AssertionError("This is not to be acked.")
+
+
 async def test_a_message_that_has_waited_too_long_is_refused_as_expired(
     worker: Process, server: RedisServer, clock: Clock
 ) -> None:
@@ -122,11 +230,13 @@ async def test_what_waits_in_two_processes_and_completes_in_one_runs_once(
 ) -> None:
     """As when a broker hands a message to another worker because the first one takes so long to ack it."""
     message = await worker.genuine()
+    await other.security.live.catch_up()  # so that it waits for nothing else
     server.stop()
     async with waiting(other, other.broker.deliver(message)) as delivery:
         server.start()
         with Redis.from_url(server.url) as redis:
-            await until(lambda: "cmdstat_eval" in redis.info("commandstats"))  # that it is new is known, not believed
+            # That it is new is known, not believed.
+            await until(lambda: "cmdstat_getrange" in redis.info("commandstats"))
         await worker.broker.deliver(message)
         assert await asyncio.wait_for(delivery, SECONDS) == Outcome(acks=1, stored={})
     assert len(worker.ran) == 1
@@ -215,6 +325,15 @@ async def test_a_process_knows_itself_what_it_has_run(worker: Process, server: R
     server.stop()
     assert await worker.broker.deliver(message) == Outcome(acks=1, stored={})
     assert len(worker.ran) == 1
+
+
+async def test_a_process_remembers_what_others_have_run(worker: Process, other: Process, server: RedisServer) -> None:
+    message = await worker.genuine()
+    await worker.broker.deliver(message)
+    assert await other.broker.deliver(message) == Outcome(acks=1, stored={})
+    server.stop()
+    assert await other.broker.deliver(message) == Outcome(acks=1, stored={})
+    assert other.ran == []
 
 
 async def test_what_has_run_is_known_after_redis_was_killed(

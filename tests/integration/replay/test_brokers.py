@@ -16,7 +16,7 @@ from tests.integration.client import Client, result_of
 from tests.integration.conftest import NewTransport, StartWorker
 from tests.integration.messages import Signer
 from tests.integration.replay.server import RedisServer
-from tests.integration.replay.worker_app import APP, hold_once, kill_at_next_ack, once
+from tests.integration.replay.worker_app import APP, acks_itself, hold_once, kill_at_next_ack, once
 from tests.integration.settings import PROCESSOR, caller_config
 from tests.integration.transports import ACKABLE, TRANSPORTS, Transport, redis_client
 from tests.integration.worker_app import clean, hold
@@ -164,6 +164,30 @@ async def test_a_message_whose_worker_is_killed_before_it_is_acked_is_refused_an
             await _attract(client)
         assert ledger.runs(marker) == 1
         assert transport.stored_result(task.task_id) == before
+    worker.stop()
+    assert await transport.unfinished() == 0
+
+
+@each_ackable
+@pytest.mark.parametrize("ack_type", ["when_received", "when_executed", "manual"])
+async def test_a_message_whose_worker_is_killed_at_an_early_ack_runs_and_is_answered(
+    kind: str, ack_type: str, new_transport: NewTransport, start_worker: StartWorker, server: RedisServer
+) -> None:
+    transport = new_transport(kind, redelivery_seconds=1)
+    task_of_kind, options = (acks_itself, ()) if ack_type == "manual" else (clean, ("--ack-type", ack_type))
+    worker = start_worker(transport, *options, app=APP, TASKIQ_FLOW_SHARED_STORE=server.url)
+    async with Client(transport) as client:
+        marker = client.new_marker()
+        kill_at_next_ack(transport)
+        task = await client.kick(task_of_kind, PROCESSOR, marker, [1, 2])
+        assert await asyncio.to_thread(_started_again, transport)
+        deadline = monotonic() + SECONDS
+        while not await task.is_ready():
+            assert monotonic() < deadline, "The message is lost."
+            await _attract(client)
+        assert (await result_of(task)).return_value == 3
+        # JetStream may deliver it again twice, once for the worker that was killed and once for its successor.
+        assert ledger.runs(marker) >= (1 if ack_type == "when_received" else 2)
     worker.stop()
     assert await transport.unfinished() == 0
 

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from taskiq import AsyncBroker, InMemoryBroker
+from taskiq import AsyncBroker, Context, InMemoryBroker, TaskiqDepends
 from taskiq.acks import AckableMessage
 
 from taskiq_flow_security import FlowSecurity, SecurityMiddleware, TaskiqFlowConfig, guard
@@ -38,6 +38,14 @@ async def hold_once(marker: str) -> int:
     return 7
 
 
+@_tasks.task("acks_itself", pipeline="data", ack_type="manual")
+async def acks_itself(marker: str, rows: list[int], context: Context = TaskiqDepends()) -> int:
+    """A task that acks its message before it returns."""
+    ledger.note_run(marker)
+    await context.ack()
+    return sum(rows)
+
+
 def kill_at_next_ack(transport: Transport) -> None:
     """Have a worker killed where it is about to ack a message."""
     with redis_client() as redis:
@@ -60,7 +68,7 @@ def broker() -> AsyncBroker:
     security = FlowSecurity(TaskiqFlowConfig())
     queue.add_middlewares(SecurityMiddleware(security))
     queue.with_result_backend(security.protect_results(queue.result_backend))
-    for task in (once, hold_once):
+    for task in (once, hold_once, acks_itself):
         queue.register_task(task.original_func, task.task_name, **task.labels)
     announce_start(queue, transport)
     write_audit_lines()

@@ -38,7 +38,7 @@ LOSSY: dict[str, Callable[[], TaskiqSerializer]] = {
     "cbor, canonical": lambda: CBORSerializer(canonical=True),
 }
 
-security = FlowSecurity(TaskiqFlowConfig(jwt_secret="x" * 32))
+security = FlowSecurity(TaskiqFlowConfig(jwt_secret="x" * 32), clock=lambda: 1_800_000_000.0)  # tokens of one length
 alice = Principal("alice", ["processor"], ["execute"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
 from taskiq_flow_security import AuthenticationError, ConfigurationError, Revocation
 from taskiq_flow_security.core.principal import Principal
@@ -21,7 +22,7 @@ DOCUMENT = PolicyDocument(version=3, pipeline_acls={"data": {"execute": ["ops"]}
 
 
 def signer(*specs: KeySpec, audience: str = "test") -> PolicySigner:
-    return PolicySigner(keyring(*specs), audience, leeway=10)
+    return PolicySigner(keyring(*specs), audience, leeway=10, lasting=60)
 
 
 SIGNED = signer().sign(DOCUMENT, NOW)
@@ -58,6 +59,11 @@ def test_no_byte_can_be_changed_removed_or_added(data: st.DataObject) -> None:
 @given(st.binary(max_size=200))
 def test_anything_else_is_refused(data: bytes) -> None:
     assert reason(data) == "malformed"
+
+
+def test_a_document_cannot_be_put_in_the_place_of_the_signed_one() -> None:
+    other = to_json(DOCUMENT.model_copy(update={"roles": {"mallory": ["ops"]}}))
+    assert reason(SIGNED.partition(b"\n")[0] + b"\n" + other) == "bad_signature"
 
 
 def test_a_policy_is_for_one_environment_and_by_a_known_key() -> None:
@@ -97,11 +103,11 @@ def test_a_key_neither_signs_nor_is_believed_in_a_policy_that_revokes_it() -> No
     assert both.read(signed, NOW) == revoking
     by_itself = Keyring.from_specs([spec("one")])
     by_itself.without = lambda kids: by_itself  # type: ignore[method-assign]  # what a thief's code would do
-    forged = PolicySigner(by_itself, "test", 10).sign(revoking, NOW)
+    forged = PolicySigner(by_itself, "test", 10, 60).sign(revoking, NOW)
     assert reason(forged, both) == "revoked"
 
 
 def test_a_document_that_is_too_long_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signature, "MAX_BYTES", 8192 + 100)
+    monkeypatch.setattr(signature, "MAX_BYTES", 8192 + 50)
     with pytest.raises(ConfigurationError, match="settings"):
         signer().sign(DOCUMENT, NOW)

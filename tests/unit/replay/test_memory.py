@@ -77,10 +77,30 @@ def test_copies_are_remembered_once() -> None:
     assert replays.remembered == 1
 
 
-def test_no_more_are_remembered_than_it_was_told_but_for_those_of_the_last_minute() -> None:
+def test_a_message_is_remembered_until_it_has_expired_for_the_margin() -> None:
+    clock = Clock()
+    replays = MemoryReplays(clock, MARGIN)
+    replays.note(message("first", seconds=119), Progress.COMPLETED)  # the last one of its span
+    clock.now += 119 + MARGIN - 1
+    replays.note(message("second", seconds=600), Progress.COMPLETED)
+    assert replays.find(message("first", seconds=119)) is Progress.COMPLETED
+
+
+@given(st.integers(1, 300), st.lists(st.tuples(st.integers(0, 200), st.integers(60, 600)), max_size=400))
+def test_no_more_are_ever_remembered_than_it_was_told(at_most: int, noted: list[tuple[int, int]]) -> None:
+    replays = MemoryReplays(Clock(), MARGIN, at_most=at_most)
+    for jti, seconds in noted:
+        replays.note(message(f"{jti}", seconds), Progress.COMPLETED)
+        assert replays.find(message(f"{jti}", seconds)) is Progress.COMPLETED
+        assert replays.remembered == sum(map(len, replays._spans.values())) <= at_most
+
+
+def test_those_are_forgotten_first_that_expire_soonest() -> None:
     replays = MemoryReplays(Clock(), MARGIN, at_most=1000)
+    replays.note(message("short", seconds=60), Progress.COMPLETED)
     for number in range(20_000):
         replays.note(message(f"{number}", seconds=3600 + number // 10), Progress.COMPLETED)
-    assert replays.remembered <= 1000 + 600
     assert replays.find(message("19999", seconds=3600 + 1999)) is Progress.COMPLETED
+    assert replays.find(message("19100", seconds=3600 + 1910)) is Progress.COMPLETED
+    assert replays.find(message("short", seconds=60)) is None
     assert replays.find(message("0")) is None

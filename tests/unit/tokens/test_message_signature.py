@@ -84,7 +84,7 @@ def test_a_signature_is_a_detached_jws_that_others_can_verify(alg: str) -> None:
 
 def test_a_signature_says_by_whom_and_for_how_long() -> None:
     _, signed = signer().sign(PAYLOAD, NOW + 0.9, LATER + 0.9)
-    assert (signed.kid, signed.issued_at, signed.expires_at) == ("one", NOW, LATER)
+    assert (signed.kid, signed.issued_at, signed.expires_at) == ("one", NOW + 0.9, LATER)
 
 
 def test_two_signatures_of_one_message_can_be_told_apart() -> None:
@@ -183,7 +183,7 @@ def test_a_header_without_one_of_its_parameters_is_refused(name: str) -> None:
         {"crit": "b64"},
         {"crit": {"b64": 1}},
         {"iat": True},
-        {"iat": 1.5},
+        {"iat": float("nan")},
         {"iat": "1"},
         {"iat": None},
         {"exp": float(LATER)},
