@@ -7,13 +7,15 @@ import multiprocessing
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taskiq_flow_security import ConfigurationError, FlowSecurity, TaskiqFlowConfig
-from taskiq_flow_security.audit import AuditFile
+from taskiq_flow_security.audit import AuditFile, fields
+from taskiq_flow_security.core.events import AuditEvent
 from tests.unit.audit.events import allowed, denied
 
 NEVER = 3600.0
@@ -46,6 +48,25 @@ def test_a_line_has_the_fields_that_the_event_has(path: Path) -> None:
             "task_id": "1",
         }
     ]
+
+
+@pytest.mark.parametrize("make", [allowed, denied])
+@pytest.mark.parametrize("field", AuditEvent._fields[3:])
+def test_each_line_has_the_fields_of_its_own_event(path: Path, make: Callable[..., AuditEvent], field: str) -> None:
+    file = AuditFile(path)
+    values: list[Any] = [frozenset({"a"}), frozenset({"b"})] if field == "roles" else ["a", "b"]
+    for value in (*values, *values):
+        file.write(make(**{field: value}))
+    file.flush()
+    expected = [["a"], ["b"]] if field == "roles" else ["a", "b"]
+    assert [line[field] for line in lines(path)] == expected * 2
+
+
+def test_nothing_that_was_denied_is_remembered(path: Path) -> None:
+    before = fields._common.cache_info().currsize
+    for number in range(10):
+        AuditFile(path).write(denied(sub=f"invented-{number}"))
+    assert fields._common.cache_info().currsize == before
 
 
 def test_what_is_denied_is_written_at_once_after_all_that_came_before(path: Path) -> None:
