@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -32,9 +30,13 @@ class Acting:
     """Whether the token came with a message. Such a token is passed on as it is and never issued again."""
     schedule: str | None = None
     """The id of the schedule that is due, where the scheduler sends what it stands for."""
+    until: float | None = None
+    """When the grant ends by which it acts: nothing that it sends lasts longer."""
 
 
 _acting: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_acting", default=None)
+
+_firing: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_firing", default=None)
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
     # A process pool forks a worker in the context of the task that needs it first; the next task is somebody else's.
@@ -51,22 +53,45 @@ def become(acting: Acting | None) -> None:
     _acting.set(acting)
 
 
-@contextmanager
-def scope(acting: Acting | None) -> Iterator[None]:
+def fire(acting: Acting | None) -> None:
+    """Let the next kick of the schedule that this acts for be in its name, and nothing else."""
+    _firing.set(acting)
+
+
+def firing(schedule: object) -> Acting | None:
+    """In whose name the schedule of this id is sent, if it is the one that is due here."""
+    acting = _firing.get()
+    return acting if acting is not None and acting.schedule == schedule else None
+
+
+def fired(schedule: object) -> None:
+    """What the schedule of this id stands for is sent, or will not be."""
+    if firing(schedule) is not None:
+        _firing.set(None)
+
+
+class scope:  # noqa: N801 (a context manager, which reads as a verb; a generator would take four times as long)
     """Act as this inside the block; whatever happens in it, nothing of it is left behind."""
-    token = _acting.set(acting)
-    try:
-        yield
-    finally:
-        _acting.reset(token)
+
+    __slots__ = ("_acting", "_token")
+
+    def __init__(self, acting: Acting | None) -> None:
+        self._acting = acting
+
+    def __enter__(self) -> None:
+        self._token = _acting.set(self._acting)
+
+    def __exit__(self, *_: object) -> None:
+        _acting.reset(self._token)
 
 
 def current_principal() -> Principal:
     """The principal in whose name the current task or request runs.
 
-    A plain function, and a TaskIQ dependency: ``caller: Principal = TaskiqDepends(current_principal)``. Where security
-    is off, or is only monitored and the caller unknown, it is ``ANONYMOUS``. Raises `AuthenticationError` outside of
-    any task, request or `FlowSecurity.acting_as`.
+    A plain function, and a TaskIQ dependency: ``caller: Principal = TaskiqDepends(current_principal)``. In a process
+    pool, to which no context comes, call it in a `guard`ed function only; in another, take the dependency. Where
+    security is off, or is only monitored and the caller unknown, it is ``ANONYMOUS``. Raises `AuthenticationError`
+    outside of any task, request or `FlowSecurity.acting_as`.
     """
     acting = _acting.get()
     if acting is None:

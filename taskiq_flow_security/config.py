@@ -165,7 +165,7 @@ class SigningKeyConfig(_Strict):
     """A key for principals (`issue`), for messages (`send`), or for what schedules send and nothing else (`fire`).
 
     `uses` says what a signature by this key is accepted for. A process signs with it too if it holds the secret or the
-    private key, unless `verify` is among the uses: then it only verifies.
+    private key, unless `verify` is among the uses: then it only verifies; with `verify` alone, principals and messages.
     """
 
     kid: str = Field(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
@@ -188,10 +188,6 @@ class SigningKeyConfig(_Strict):
             raise ValueError(f"a key for {self.alg} needs exactly one of: {', '.join(usable)}")
         if self.secret is not None:
             _check_hs256_secret(self.secret)
-        if self.uses == {"verify"}:
-            raise ValueError(
-                'uses must say what the key is for: add "issue" (principals), "send" (messages) or "fire" (schedules)'
-            )
         if self.not_before and self.not_after and self.not_before >= self.not_after:
             raise ValueError("not_before must be earlier than not_after")
         return self
@@ -291,8 +287,11 @@ class TaskiqFlowConfig(BaseSettings):
     """Addresses and networks whose ``X-Forwarded-*`` headers count; ``unix`` for Unix domain sockets."""
     websocket_require_auth: bool = True
     websocket_max_connections: int = Field(default=1000, ge=1)
+    """In one process. For clients that have yet to log in by a first message there are a tenth as many places more."""
     websocket_auth_timeout: float = Field(default=10, gt=0, le=300)
     """Seconds in which a client without credentials in its handshake must send them."""
+    websocket_max_message_size: int = Field(default=65_536, ge=1024)
+    """Bytes of a client's message at most, or characters if it is text."""
     websocket_origins: list[Annotated[str, AfterValidator(_check_origin)]] = []
     """Origins of web pages that may connect, beside the one that the API itself is served from."""
 

@@ -59,9 +59,13 @@ class RateLimitExceededError(FlowSecurityError):
     """The caller has used up a rate limit; try again after `retry_after` seconds."""
 
     def __init__(
-        self, retry_after: float, message: str = "The rate limit is exceeded.", limit: str | None = None
+        self,
+        retry_after: float,
+        message: str = "The rate limit is exceeded.",
+        limit: str | None = None,
+        name: str | None = None,
     ) -> None:
-        super().__init__(float(retry_after), message, limit)
+        super().__init__(float(retry_after), message, limit, name)
 
     @property
     def retry_after(self) -> float:
@@ -73,6 +77,12 @@ class RateLimitExceededError(FlowSecurityError):
         """The limit that is used up, in the notation of the `limits` package."""
         limit: str | None = self.args[2]
         return limit
+
+    @property
+    def name(self) -> str | None:
+        """What is limited: an endpoint, ``failed_logins``, or what a kick is counted by."""
+        name: str | None = self.args[3]
+        return name
 
     @property
     def reason(self) -> str:

@@ -31,6 +31,9 @@ _logger = logging.getLogger(__name__)
 
 _MIN_API_KEY_LENGTH = 20
 
+_VERIFIED = frozenset({Use.ISSUE, Use.SEND})
+"""What a key is believed in that is only said to verify."""
+
 _REMEMBERED = 1_000_000
 """How many messages a process remembers at most, some hundred bytes each."""
 _REMEMBERED_BESIDE_REDIS = 100_000
@@ -99,7 +102,7 @@ def keyring(config: TaskiqFlowConfig, now: float) -> Keyring:
             KeySpec(
                 kid=key.kid,
                 alg=key.alg,
-                uses=frozenset(Use(use) for use in key.uses if use != "verify"),
+                uses=frozenset(map(Use, key.uses - {"verify"})) or _VERIFIED,
                 secret=_reveal(key.secret),
                 private_key=_reveal(key.private_key),
                 public_key=key.public_key,

@@ -1,4 +1,4 @@
-"""How often: counted by the `limits` package, in memory or in a store that processes share."""
+"""How often: counted in memory, or by the `limits` package in a store that processes share."""
 
 from __future__ import annotations
 
@@ -29,46 +29,44 @@ _REMEMBERED = 100_000
 """How many identities are counted in memory at most, for each length of a window; the ones longest unseen go first."""
 
 
-class MemoryWindows(MemoryStorage):
-    """The moving windows of `limits`, in memory, for many identities.
+class MemoryWindows:
+    """Moving windows in memory, for many identities.
 
-    `MemoryStorage` (limits 5.8) keeps a sweep over all its keys going, one thread switch for each, and sets no bound to
+    Those of `limits` (5.8) keep a sweep over all their keys going, one thread switch for each, and set no bound to
     them. Here each hit drops what it finds expired: no identity costs more for all the others that there are.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._windows: dict[int, OrderedDict[str, list[float]]] = {}
+        self._windows: dict[int, OrderedDict[tuple[object, ...], list[float]]] = {}
 
     @property
     def remembered(self) -> int:
         """How many identities are counted."""
         return sum(map(len, self._windows.values()))
 
-    async def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        """Count `amount` uses, if the last `expiry` seconds have seen few enough; whether they have."""
+    def hit(self, amount: int, seconds: int, identifiers: tuple[str, ...]) -> float | None:
+        """Count one use, if the last `seconds` saw less than `amount`; else, seconds until the next one can be."""
         now = time.time()
-        windows = self._windows.setdefault(expiry, OrderedDict())
-        hits = windows.get(key, [])
-        del hits[: bisect_right(hits, now - expiry)]
-        if len(hits) + amount > limit:
-            return False
-        hits += [now] * amount
+        expired = now - seconds
+        windows = self._windows.get(seconds)
+        if windows is None:
+            windows = self._windows[seconds] = OrderedDict()
+        key = (amount, *identifiers)
+        hits = windows.get(key)
+        if hits is None:
+            hits = []
+        elif hits[0] <= expired:
+            del hits[: bisect_right(hits, expired)]
+        if len(hits) >= amount:
+            return hits[0] - expired if hits else float(seconds)
+        hits.append(now)
         windows[key] = hits
         windows.move_to_end(key)
-        self._drop_old(windows, now - expiry)
-        return True
-
-    async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        """When the oldest use was that still counts, and how many there are."""
-        now = time.time()
-        windows = self._windows.get(expiry)
-        hits = [] if windows is None else windows.get(key, [])
-        expired = bisect_right(hits, now - expiry)
-        return (hits[expired], len(hits) - expired) if expired < len(hits) else (now, 0)
+        self._drop_old(windows, expired)
+        return None
 
     @staticmethod
-    def _drop_old(windows: OrderedDict[str, list[float]], expired: float) -> None:
+    def _drop_old(windows: OrderedDict[tuple[object, ...], list[float]], expired: float) -> None:
         """Drop two of the identities whose last use is over, if there are: more than a hit can have added."""
         for _ in range(2):
             oldest = next(iter(windows))
@@ -81,13 +79,11 @@ class RateLimits:
     """Counts hits against limits such as ``"10/minute"`` or ``"10/minute;100/hour"``."""
 
     def __init__(self, storage_url: str) -> None:
-        self._timeout: float | None = _TIMEOUT
         asynchronous = storage_url if storage_url.startswith("async+") else f"async+{storage_url}"
         try:
             storage = storage_from_string(asynchronous)
-            if type(storage) is MemoryStorage:
-                storage, self._timeout = MemoryWindows(), None
             self._limiter = MovingWindowRateLimiter(storage)
+            self._windows = MemoryWindows() if type(storage) is MemoryStorage else None
         except (
             StorageConfigurationError,
             NotImplementedError,
@@ -104,26 +100,27 @@ class RateLimits:
                 'use "memory://" or "redis://host:6379" (extra: redis)'
             )
 
-    async def hit(self, limit: str, *identifiers: str) -> None:
-        """Count one use by `identifiers`.
+    async def hit(self, limit: str, *identifiers: str, name: str | None = None) -> None:
+        """Count one use by `identifiers`. `name` is what the error calls the limit.
 
         Raises `RateLimitExceededError` if that is one too many, `BackendUnavailableError` if it cannot be counted.
         """
         for item in _parse(limit):
-            try:
-                retry_after = await self._hit(item, identifiers)
-            except Exception as error:  # noqa: BLE001 (each storage raises its client's own errors)
-                raise BackendUnavailableError(
-                    f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
-                ) from None
+            if self._windows is not None:
+                retry_after = self._windows.hit(item.amount, item.get_expiry(), identifiers)
+            else:
+                retry_after = await self._hit_shared(item, identifiers)
             if retry_after is not None:
-                raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item))
+                raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), name)
 
-    async def _hit(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
-        """Count one use; seconds until the next one can be, where that is one too many."""
-        if self._timeout is None:
-            return await self._count(item, identifiers)
-        return await asyncio.wait_for(self._count(item, identifiers), self._timeout)
+    async def _hit_shared(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
+        """As `MemoryWindows.hit`, where processes count together."""
+        try:
+            return await asyncio.wait_for(self._count(item, identifiers), _TIMEOUT)
+        except Exception as error:  # noqa: BLE001 (each storage raises its client's own errors)
+            raise BackendUnavailableError(
+                f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
+            ) from None
 
     async def _count(self, item: RateLimitItem, identifiers: tuple[str, ...]) -> float | None:
         if await self._limiter.hit(item, *identifiers):

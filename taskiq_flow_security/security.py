@@ -17,7 +17,7 @@ from taskiq_flow_security.audit import AuditLogger
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision, Policy, decide
-from taskiq_flow_security.core.principal import SERVICE_PREFIX, Permission, Principal
+from taskiq_flow_security.core.principal import ANONYMOUS, SERVICE_PREFIX, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.credentials import ApiKey
 from taskiq_flow_security.errors import AuthenticationError, BackendUnavailableError, ConfigurationError
@@ -113,8 +113,11 @@ class FlowSecurity:
         """The principal of an API key or a bearer token. `ip` is the client's address, for the audit log.
 
         Raises `AuthenticationError` for anything else than exactly one credential that is valid now, and
-        `BackendUnavailableError` where the policy is stale (see the setting `policy_max_age`).
+        `BackendUnavailableError` where the policy is stale (see the setting `policy_max_age`). Where security is off,
+        everybody is ``ANONYMOUS``, whatever they give, as at the HTTP edge.
         """
+        if not self.enabled:
+            return ANONYMOUS
         await self.live.catch_up()
         txn = new_id()
         try:
@@ -195,25 +198,43 @@ class FlowSecurity:
         """
         if not isinstance(principal, Principal):
             raise TypeError(f"acting_as needs a Principal, not {type(principal).__name__}")
-        actor = self.actor()
-        if actor is not None and actor.received and actor.principal.same_identity(principal):
-            # A principal that came with a message stays what its issuer has signed; it can only be narrowed.
-            narrowed = actor.principal.within(principal.scope)
-            actor = replace(actor, principal=narrowed, pipeline=pipeline or actor.pipeline)
+        narrowed = self._narrowed(principal)
+        if narrowed is not None:
+            actor = replace(narrowed, pipeline=pipeline or narrowed.pipeline)
         else:
-            actors = () if actor is None else actor.actors
-            actor = Acting(principal, self._txn(principal), self, pipeline, actors=actors)
+            before = self.actor()
+            actor = Acting(
+                principal, self._txn(principal), self, pipeline, actors=() if before is None else before.actors
+            )
         with acting.scope(actor):
             yield actor.principal
+
+    def _narrowed(self, principal: Principal) -> Acting | None:
+        """Who acts here, as far as this principal is it: one that came with a message, and stays what its issuer has
+        signed.
+
+        ``None`` for anybody else. What is left of its rights is less than both, or the same.
+        """
+        actor = self.actor()
+        if actor is None or not actor.received or not actor.principal.same_identity(principal):
+            return None
+        return replace(actor, principal=actor.principal.within(principal.scope))
 
     def labels_for(self, principal: Principal) -> dict[str, str]:
         """Labels for an explicit kick: ``task.kicker().with_labels(**security.labels_for(principal)).kiq(...)``.
 
-        They hold a credential; it leaves the process only together with the message that is kicked with it.
+        They hold a credential; it leaves the process only together with the message that is kicked with it. For the
+        principal that a task runs for, they are the one that it came with. Raises `AuthenticationError` where its login
+        has ended, or where this process has no key to issue with.
         """
         if not self.enabled:
             return {}
         now = self.clock()
+        narrowed = self._narrowed(principal)
+        if narrowed is not None:
+            principal = narrowed.principal
+            if narrowed.token is not None and narrowed.token.principal == principal:
+                return {PRINCIPAL_LABEL: self.token_for(narrowed, now, now).text}
         self._require_login(principal, now)
         return {PRINCIPAL_LABEL: self._issue(principal, self._txn(principal), now).text}
 
@@ -302,26 +323,33 @@ class FlowSecurity:
         A principal that came with a message is passed on as it is. Raises `AuthenticationError` where that one is no
         longer valid, where the login has ended, or where this process has no key to issue with.
         """
-        self._require_login(actor.principal, now)
         if actor.token is not None and actor.received:
             return self.verify_principal(actor.token.text, now)
+        self._require_login(actor.principal, now)
+        token = actor.token
         if (
-            actor.token is None
-            or actor.token.expires_at < until
-            or self.revoked(actor.token.jti, actor.token.issued_at)
-            or self.principals.by_revoked_key(actor.token)
+            token is None
+            or token.expires_at < until
+            or self.revoked(token.jti, token.issued_at)
+            or not self.principals.by_present_key(token, now, self._end_of(actor.principal, now))
         ):
-            actor.token = self._issue(actor.principal, actor.txn, now)
-        return actor.token
+            token = actor.token = self._issue(actor.principal, actor.txn, now)
+        return token
 
     def _require_login(self, principal: Principal, now: float) -> None:
-        if principal.expires_at is not None and now - self.config.clock_leeway >= principal.expires_at:
-            raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
+        for end in (principal.expires_at, principal.issued_until):
+            if end is not None and now - self.config.clock_leeway >= end:
+                raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
 
     def _issue(self, principal: Principal, txn: str, now: float) -> PrincipalToken:
-        token = self.principals.issue(principal, txn, now, now + self.config.principal_ttl)
+        token = self.principals.issue(principal, txn, now, self._end_of(principal, now))
         self.signed_with(Use.ISSUE, token.kid)
         return token
+
+    def _end_of(self, principal: Principal, now: float) -> float:
+        """Until when a principal is accepted that is issued now."""
+        end = now + self.config.principal_ttl
+        return end if principal.issued_until is None else min(end, principal.issued_until)
 
     def signed_with(self, use: Use, kid: str) -> None:
         """Note which key has signed, and record it where that is another one than before."""

@@ -84,7 +84,7 @@ class Edge:
     """A Starlette application behind the middleware."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    rules: list[Rule] | None = None
+    rules: list[Rule] = field(default_factory=list)
     routes: list[Any] | None = None
     clock: Clock = field(default_factory=Clock)
     trail: Trail = field(default_factory=Trail)

@@ -6,9 +6,12 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 
-from taskiq_flow_security.core.events import AuditEvent
+from pydantic_core import to_json
+
+from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 
 FIELDS = AuditEvent._fields
+_TASK_ID = FIELDS.index("task_id")
 
 MAX_FIELD_LENGTH = 200
 """Names and ids in an event can come from a forged message; they are cut off here and control characters escaped."""
@@ -25,9 +28,33 @@ def fields_of(event: AuditEvent) -> dict[str, Any]:
     fields["roles"] = list(_shown(event.roles))
     for name in _FROM_OUTSIDE:
         text = fields[name]
-        if text is not None and not (len(text) <= MAX_FIELD_LENGTH and text.isprintable()):
+        if text is not None:
             fields[name] = _clean(text)
     return fields
+
+
+def line_of(event: AuditEvent) -> bytes:
+    """The fields that the event has, as a line of JSON."""
+    own: dict[str, str] = {"time": _iso(event.time)}
+    for name, text in (
+        ("txn", event.txn),
+        ("task_id", event.task_id),
+        ("jti", event.jti),
+        ("ip", event.ip),
+        ("change", event.change),
+    ):
+        if text:
+            own[name] = _clean(text)
+    # What was allowed is allowed again and again. What was denied can be anybody's invention, and is not remembered.
+    common = _common if event.outcome is Outcome.ALLOW else _common.__wrapped__
+    return b"%b,%b\n" % (to_json(own)[:-1], common(event.event, event.key_id, *event[2:_TASK_ID])[1:])
+
+
+@lru_cache(maxsize=1024)
+def _common(event: EventName, key_id: str | None, *between: Any) -> bytes:
+    """What an event shares with others, as JSON: `between` are its fields from the outcome to the task."""
+    fields = fields_of(AuditEvent(event, 0.0, *between)._replace(key_id=key_id))
+    return to_json({name: value for name, value in fields.items() if value and name != "time"})
 
 
 def _iso(moment: float) -> str:
@@ -47,6 +74,8 @@ def _shown(roles: frozenset[str]) -> tuple[str, ...]:
 
 
 def _clean(text: str) -> str:
+    if len(text) <= MAX_FIELD_LENGTH and text.isprintable():
+        return text
     if len(text) > MAX_FIELD_LENGTH:
         text = f"{text[:MAX_FIELD_LENGTH]}..."
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -9,9 +9,7 @@ import threading
 import time
 from io import FileIO
 
-from pydantic_core import to_json
-
-from taskiq_flow_security.audit.fields import fields_of
+from taskiq_flow_security.audit.fields import line_of
 from taskiq_flow_security.core.events import AuditEvent, Outcome
 from taskiq_flow_security.errors import ConfigurationError
 
@@ -94,7 +92,7 @@ class AuditFile:
                 self._file = opened
             while self._rest or self._events:
                 if not self._rest:
-                    self._rest = b"".join(map(_line, self._events))
+                    self._rest = b"".join(map(line_of, self._events))
                     self._events.clear()
                 self._rest = self._rest[self._file.write(self._rest) :]
         except OSError:
@@ -109,10 +107,6 @@ class AuditFile:
             return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
         except FileNotFoundError:
             return False
-
-
-def _line(event: AuditEvent) -> bytes:
-    return to_json({name: value for name, value in fields_of(event).items() if value}) + b"\n"
 
 
 def _for_owner_only(path: str, flags: int) -> int:

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterable
 from typing import Protocol
 
-from structlog import DropEvent
-from structlog.typing import EventDict, Processor
+from structlog.typing import Processor
 
 from taskiq_flow_security.audit.fields import fields_of
+from taskiq_flow_security.audit.records import Records
 from taskiq_flow_security.core.events import AuditEvent, Outcome
 
 _logger = logging.getLogger(__name__)
@@ -32,15 +32,16 @@ class AuditLogger:
 
     The record's message is the name of the event, its fields are attributes of the record, so that any handler,
     formatter or shipper can take them from there. `processors` are structlog's: each gets the fields and returns them,
-    with more of them, with less, or raises `structlog.DropEvent`; sinks get the event as it is. A level that was not
-    set is set to INFO, or nothing allowed would ever be recorded.
+    with more of them, with less, or raises `structlog.DropEvent`; a last one may render them, which is the message
+    then. Sinks get the event as it is. `structlog.testing.capture_logs` captures what would be logged. A level that was
+    not set is set to INFO, or nothing allowed would ever be recorded.
     """
 
     def __init__(
         self, logger_name: str = LOGGER_NAME, processors: Iterable[Processor] = (), sinks: Iterable[AuditSink] = ()
     ) -> None:
         self._logger = logging.getLogger(logger_name)
-        self._processors = tuple(processors)
+        self._records = Records.of(self._logger, processors)
         self._sinks = tuple(sinks)
         if self._logger.level == logging.NOTSET:
             self._logger.setLevel(logging.INFO)
@@ -55,7 +56,7 @@ class AuditLogger:
             sink.write(event)
         level = logging.INFO if event.outcome is Outcome.ALLOW else logging.WARNING
         if self._logs(level):
-            self._log(level, fields_of(event))
+            self._records.log(level, fields_of(event))
 
     def flush(self) -> None:
         """Have all sinks write what they may still hold."""
@@ -69,15 +70,3 @@ class AuditLogger:
             _logger.warning("The audit logger %s had been disabled, and is enabled again.", self._logger.name)
         # What is denied goes to logging's handler of last resort, where there is no other.
         return self._logger.isEnabledFor(level) and (level >= logging.WARNING or self._logger.hasHandlers())
-
-    def _log(self, level: int, fields: EventDict) -> None:
-        name: str = fields["event"]
-        for processor in self._processors:
-            try:
-                fields = processor(self._logger, name, fields)  # type: ignore[assignment]  # nothing renders it here
-            except DropEvent:
-                return
-        # Not through `Logger.info(extra=...)`, which looks for a caller to blame, and takes longer.
-        record = self._logger.makeRecord(self._logger.name, level, __file__, 0, name, (), None)
-        record.__dict__.update(fields)
-        self._logger.handle(record)

@@ -18,7 +18,7 @@ from taskiq_flow_security.core.guard import Arguments
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
-from taskiq_flow_security.errors import AccessDeniedError
+from taskiq_flow_security.errors import AccessDeniedError, ConfigurationError
 
 
 def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
@@ -56,8 +56,18 @@ def access_denied(principal: Principal, request: AccessRequest, decision: Decisi
 
 
 def registered_pipeline(task: Task | None) -> str | None:
-    """The pipeline that a task belongs to by registration."""
-    return None if task is None else task.labels.get(PIPELINE_LABEL)
+    """The pipeline that a task belongs to by registration; of a member of a string enum, that is its value."""
+    pipeline = None if task is None else task.labels.get(PIPELINE_LABEL)
+    return str.__str__(pipeline) if isinstance(pipeline, str) else pipeline
+
+
+def check_pipeline(task: Task) -> None:
+    """Raise `ConfigurationError` for a task whose pipeline no ACL can name."""
+    pipeline = task.labels.get(PIPELINE_LABEL)
+    if not (pipeline is None or isinstance(pipeline, str)):
+        raise ConfigurationError(
+            f"The pipeline of the task {task.task_name} is of the type {type(pipeline).__name__}; name it by a string."
+        )
 
 
 @lru_cache(maxsize=4096)

@@ -27,12 +27,15 @@ class Arrival(bytes):
     """Set when the worker listens no longer, so that it ends as soon as its tasks have."""
     kept: bool
     """Whether the broker keeps it until it is acked."""
+    ack: Callable[[], Awaitable[None]] | None = None
+    """Acks it, once."""
     delivery: Delivery | None = None
 
     def becomes(self, delivery: Delivery) -> None:
         """Note what is made of it."""
         delivery.ended = self.ended
         delivery.kept = self.kept
+        delivery.ack = self.ack
         self.delivery = delivery
 
 
@@ -66,15 +69,19 @@ def _observe(message: bytes | AckableMessage, ended: asyncio.Event, completed: C
     if not isinstance(message, AckableMessage):
         return _arrival(message, ended, kept=False)
     arrival = _arrival(message.data, ended, kept=True)
-    ack = message.ack
+    ack, acked = message.ack, False
 
     async def ack_completed() -> None:
+        nonlocal acked
+        if acked:
+            return
         if arrival.delivery is not None:
             await completed(arrival.delivery)
         await maybe_awaitable(ack())
+        acked = True
 
     message.data = arrival
-    message.ack = ack_completed
+    message.ack = arrival.ack = ack_completed
     return message
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from itertools import chain, repeat
 
@@ -32,6 +33,7 @@ from taskiq_flow_security.errors import (
 )
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ class Decider:
                 _logger.exception("A message cannot be decided about because of an unexpected error.")
                 delivery.error = internal_error()
                 record_arrival_denied(self._security, message, delivery, delivery.error)
+        if self._security.monitoring and not _knows_ack_type(message):
+            del message.labels["ack_type"]
         if delivery.error is None or self._security.monitoring:
             self._let_run(message, delivery)
         return delivery
@@ -126,7 +130,10 @@ class Decider:
         assert principal is not None
         if signature.denied is not None:
             raise AccessDeniedError(signature.denied, "The process that wanted to kick this task may not.")
-        _check_ack_type(message)
+        if len(signature.delegation.actors) > security.config.max_delegation_depth:
+            raise AccessDeniedError(Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another.")
+        if not _knows_ack_type(message):
+            raise AccessDeniedError(Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows.")
         if security.live.in_force.revocations is not None:
             for jti, issued_at in ((token.jti, token.issued_at), (signature.jti, signature.issued_at)):
                 if (rule := security.revoked(jti, issued_at)) is not None:
@@ -153,26 +160,28 @@ class Decider:
     def _let_run(self, message: TaskiqMessage, delivery: Delivery) -> None:
         token, signature = delivery.token, delivery.signature
         principal = delivery.admitted = delivery.principal or ANONYMOUS
+        delivery.handler = asyncio.current_task()
+        delegation = NOT_DELEGATED if signature is None else signature.delegation
+        pipeline = delegation.pipeline
+        if pipeline is None and registered_pipeline(delivery.task) is None:
+            pipeline = message.labels.get(PIPELINE_LABEL)
         acting.become(
             Acting(
                 principal,
                 new_id() if token is None else token.txn,
                 self._security,
-                # What is known by registration is known in every process.
-                message.labels.get(PIPELINE_LABEL) if registered_pipeline(delivery.task) is None else None,
+                pipeline,
                 token,
-                () if signature is None else signature.delegation.actors,
+                delegation.actors,
                 received=token is not None,
             )
         )
 
 
-def _check_ack_type(message: TaskiqMessage) -> None:
-    """The receiver reads this label outside of any ``try`` (TaskIQ 0.13): a wrong one would never be acked."""
+def _knows_ack_type(message: TaskiqMessage) -> bool:
+    """Whether TaskIQ knows this label. Where not, its receiver (0.13) raises outside of any ``try`` and never acks."""
     ack_type = message.labels.get("ack_type")
-    if ack_type is None:
-        return
     try:
-        parse_acknowledge_type(ack_type)
+        return ack_type is None or bool(parse_acknowledge_type(ack_type))
     except ValueError:
-        raise AccessDeniedError(Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows.") from None
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,13 +70,28 @@ class Delivery:
     """Set when the worker that listened for it listens no longer."""
     kept: bool = False
     """Whether its broker keeps it until it is acked."""
+    ack: Callable[[], Awaitable[None]] | None = None
+    """Acks it, if its broker keeps it and nobody else has acked it."""
     keep_result: bool = False
     """Whether a result is there already, which a refusal must not replace."""
+    handler: asyncio.Task[Any] | None = None
+    """The receiver's own asyncio task, in which all hooks run; what a function has left running is another."""
+
+    def handled_here(self) -> bool:
+        """Whether the receiver itself runs this, and not what a function has left running."""
+        return self.handler is not None and _current_task() is self.handler
 
     @property
     def decided(self) -> bool:
         """Whether the message was let run or refused already."""
         return self.admitted is not None or self.refusal is not None
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # in a thread without an event loop
+        return None
 
 
 current: ContextVar[Delivery | None] = ContextVar("taskiq_flow_security_delivery", default=None)

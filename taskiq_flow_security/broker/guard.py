@@ -63,9 +63,12 @@ def guard(
     """
     if isinstance(roles, str):
         raise ConfigurationError(f'guard: roles must be a list of names; write roles=["{roles}"].')
+    roles = tuple(roles) if isinstance(roles, Iterable) else (roles,)
+    if not all(isinstance(role, str) for role in roles):
+        raise ConfigurationError("guard: roles must be a list of names; leave it out where the task needs none.")
     if permission is not None and permission not in set(Permission):
         raise ConfigurationError(f"guard: permission must be one of {', '.join(Permission)}.")
-    if predicate is not None and inspect.iscoroutinefunction(predicate):
+    if predicate is not None and (not callable(predicate) or inspect.iscoroutinefunction(predicate)):
         raise ConfigurationError("guard: predicate must be a plain function; it decides, it does not wait.")
     if rate_limit is not None:
         try:

@@ -48,7 +48,8 @@ class KickLimits:
         if self._security.rate_limits is None:
             return
         for limit, identifiers in counts:
-            await self._security.rate_limits.hit(limit, what, *identifiers, principal.subject)
+            name = f"{what}_{identifiers[0]}"
+            await self._security.rate_limits.hit(limit, what, *identifiers, principal.subject, name=name)
 
     def _counts(self, request: AccessRequest, *, by_hook: bool) -> Iterator[_Count]:
         in_force, task = self._security.live.in_force, str(request.task)

@@ -15,6 +15,7 @@ from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import arrivals, refusal, run_events
 from taskiq_flow_security.broker import delivery as deliveries
+from taskiq_flow_security.broker.access_requests import check_pipeline
 from taskiq_flow_security.broker.decider import Decider
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.fidelity import Fidelity
@@ -22,6 +23,7 @@ from taskiq_flow_security.broker.formatter import SigningFormatter
 from taskiq_flow_security.broker.refusal import DependencyOverrides
 from taskiq_flow_security.broker.replays import Replays
 from taskiq_flow_security.broker.sender import Sender
+from taskiq_flow_security.broker.unknown_tasks import UnknownTasks
 from taskiq_flow_security.broker.verifier import Verifier
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.principal import ANONYMOUS
@@ -56,7 +58,8 @@ class SecurityMiddleware(TaskiqMiddleware):
         super().set_broker(broker)
         fidelity = Fidelity(broker)
         self.sender = Sender(self.security, broker, fidelity)
-        self._verifier = Verifier(self.security, broker, fidelity)
+        self._unknown_tasks = UnknownTasks(self.security, broadcast=self._broadcast)
+        self._verifier = Verifier(self.security, broker, fidelity, self._unknown_tasks)
         self._decider = Decider(self.security, broker, self._verifier)
         self._replays = Replays(self.security, broadcast=self._broadcast)
         self._install()
@@ -68,6 +71,8 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._check_format()
         if self.security.enabled:
             await self.security.live.catch_up()
+            for task in self.broker.get_all_tasks().values():
+                check_pipeline(task)
             if self.broker.is_worker_process:
                 self._replays.check_tasks(self.broker)
             check_results(self.broker.result_backend, is_worker=self.broker.is_worker_process)
@@ -85,6 +90,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         """Leave nothing unwritten and nothing unsent."""
         self.security.audit.flush()
         await run_events.flush(self.security)
+        await self._unknown_tasks.close()
         await self._replays.close()
 
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
@@ -127,7 +133,7 @@ class SecurityMiddleware(TaskiqMiddleware):
             delivery.executed = True
             if not result.is_err:
                 run_events.completed(self.security, message, delivery)
-            await refusal.settle(delivery, result)
+            await refusal.settle(message, delivery, result)
             if not delivery.kept:  # nor acked, so that this is the end of it
                 await self._replays.complete(delivery)
 

@@ -27,6 +27,8 @@ from taskiq_flow_security.errors import FlowSecurityError
 
 _logger = logging.getLogger(__name__)
 
+_ACK_TYPE = AcknowledgeType.WHEN_SAVED.value
+
 _PATIENCE = 5.0
 """Seconds that a result backend has to say whether a result is there."""
 
@@ -38,13 +40,15 @@ def refuse(message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError)
     message.kwargs = {}
     message.labels["retry_on_error"] = False
     # Acked whatever the task or the worker says, and even if the label is one that TaskIQ cannot read.
-    message.labels["ack_type"] = AcknowledgeType.WHEN_SAVED.value
+    message.labels["ack_type"] = _ACK_TYPE
 
 
-async def settle(delivery: Delivery, result: TaskiqResult[Any]) -> None:
-    """Keep the result of a refused task from being stored where another is there already."""
+async def settle(message: TaskiqMessage, delivery: Delivery, result: TaskiqResult[Any]) -> None:
+    """Keep the result of a refused task from being stored where another is there already, and see to its ack."""
     if delivery.refusal is None:
         return
+    if delivery.ack is not None and message.labels.get("ack_type") != _ACK_TYPE:
+        await delivery.ack()  # another middleware has said that the task will, and it does not run
     # The genuine message may have been answered since this one came.
     keep_result = delivery.keep_result or await result_exists(delivery.broker, delivery.task_id)
     result.error = delivery.refusal if keep_result else delivery.refusal.restore()

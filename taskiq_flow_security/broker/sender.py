@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.formatter import TaskiqFormatter
-from taskiq.labels import LabelType
 from taskiq.message import BrokerMessage, TaskiqMessage
 
+from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker import refusal, run_events, signed_json, wire
-from taskiq_flow_security.broker.access_requests import (
-    access_denied,
-    access_request,
-    registered_pipeline,
-)
-from taskiq_flow_security.broker.delivery import Task
+from taskiq_flow_security.broker.access_requests import access_denied, access_request
 from taskiq_flow_security.broker.fidelity import Fidelity
+from taskiq_flow_security.broker.kick_labels import check_credentials, name_pipeline, time_to_live
 from taskiq_flow_security.broker.kick_limits import KickLimits
+from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.task_events import record_allowed, record_denied
-from taskiq_flow_security.broker.wire import DELAY_LABEL, PIPELINE_LABEL, QUEUE_TTL_LABEL, SCHEDULE_LABEL
-from taskiq_flow_security.config import TaskiqFlowConfig
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL, SCHEDULE_LABEL, WireMessage
 from taskiq_flow_security.core.events import EventName, Outcome
-from taskiq_flow_security.core.policy import AccessRequest, Decision
+from taskiq_flow_security.core.principal import UNRESTRICTED
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
     AccessDeniedError,
     AuthenticationError,
     BackendUnavailableError,
-    ConfigurationError,
     FlowSecurityError,
     UnsignableMessageError,
 )
@@ -42,15 +36,8 @@ from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, Princip
 
 _logger = logging.getLogger(__name__)
 
-
-@dataclass(slots=True)
-class Kick:
-    """One kick, and what is known of it so far."""
-
-    message: TaskiqMessage
-    actor: Acting | None = None
-    request: AccessRequest | None = None
-    decision: Decision | None = None
+_AT_A_TIME = 256
+"""How many kicks are remembered at most between their decision and their signature."""
 
 
 class Sender:
@@ -61,20 +48,26 @@ class Sender:
         self._broker = broker
         self._fidelity = fidelity
         self._limits = KickLimits(security)
+        self._decided: dict[int, Kick] = {}
+        """By the identity of their messages, which they hold, those that are about to be signed."""
 
     async def authorize(self, message: TaskiqMessage) -> None:
         """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
-        kick = Kick(message)
+        kick = Kick.of(message)
         try:
-            await self.decide(kick)
+            self.decide(kick)
+            if self.counts(kick):
+                await self.count(kick)
         except Exception as error:  # noqa: BLE001 (whatever it is, the kick is denied)
-            denial = error if isinstance(error, FlowSecurityError) else _internal_error(error)
+            denial = denial_of(error)
         else:
+            self._remember(kick)
             return
         self.record_denied(kick, denial)
         if self._security.monitoring:
             return
-        if not self.kicked_by_hook(message):
+        if not kick.by_hook:
+            acting.fired(message.labels.get(SCHEDULE_LABEL))
             raise denial
         # An exception would keep the receiver from acking (`on_error`) or only be logged (`post_save`), and somebody
         # would wait for ever. So the message is sent for the worker that gets it to refuse.
@@ -85,31 +78,45 @@ class Sender:
             if not deliveries.refusing():
                 await refusal.answer(self._broker, message.task_id, denial)
 
-    async def decide(self, kick: Kick) -> None:
-        """Decide about a kick, or raise a `FlowSecurityError`. Nothing is recorded."""
+    def decide(self, kick: Kick) -> None:
+        """Decide about a kick, or raise a `FlowSecurityError`. Nothing is recorded or counted."""
         security, message = self._security, kick.message
         task = self._broker.find_task(message.task_name)
-        _check_shared_labels(task)
+        check_credentials(message, task)
         if not message.task_id.isprintable():
             raise UnsignableMessageError("The task's id must be printable text; let TaskIQ make it.")
-        actor = kick.actor = self._actor_of(message.labels.get(PRINCIPAL_LABEL), message)
-        _name_pipeline(message, actor, registered_pipeline(task))
+        kick.given = message.labels.get(PRINCIPAL_LABEL)
+        actor = kick.actor = self._actor_of(kick)
+        made_for = None if actor.schedule is not None else kick.pipeline(actor)  # what was stored names it
+        name_pipeline(message, made_for, task)
         kick.request = request = access_request(message, task)
         kick.decision = decision = security.decide(actor.principal, request)
+        if decision.reason is Reason.POLICY_STALE:
+            if kick.by_hook:
+                return  # a worker decides about it when it can
+            raise BackendUnavailableError("Nobody can tell now what the policy is; try again later.")
         if not decision.allowed:
             raise access_denied(actor.principal, request, decision)
-        if actor.actors and len(self._actors(actor, message)) > security.config.max_delegation_depth:
+        if actor.actors and len(kick.actors(actor)) > security.config.max_delegation_depth:
             raise AccessDeniedError(
                 Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another; see max_delegation_depth."
             )
         now = security.clock()
-        security.token_for(actor, now, _expiry(message, now, security.config))  # while it can be said in the caller
-        if self._limits.apply_to(request) and not self._retries(message):
-            await self._count(kick, actor, request)
+        expires_at = kick.expires_at(time_to_live(message, security.config), actor, now)
+        kick.token = security.token_for(actor, now, expires_at)  # while it can be said in the caller
 
-    async def _count(self, kick: Kick, actor: Acting, request: AccessRequest) -> None:
+    def counts(self, kick: Kick) -> bool:
+        """Whether a kick that was decided about has to be counted, unless a worker decides about it."""
+        assert kick.request is not None  # it was decided about
+        assert kick.decision is not None
+        return kick.decision.allowed and not kick.retries and self._limits.apply_to(kick.request)
+
+    async def count(self, kick: Kick) -> None:
+        """Count a kick. Raises `RateLimitExceededError`, or `BackendUnavailableError`."""
+        assert kick.actor is not None  # it was decided about
+        assert kick.request is not None
         try:
-            await self._limits.count(actor.principal, request, by_hook=self.kicked_by_hook(kick.message))
+            await self._limits.count(kick.actor.principal, kick.request, by_hook=kick.by_hook)
         except BackendUnavailableError as error:
             if not self._security.config.unsafe_allow_uncounted:
                 raise
@@ -125,50 +132,43 @@ class Sender:
         if not self._security.enabled or deliveries.withholds(message.task_id):
             return None
         try:
-            return self._sign(message, given, inner)
+            return self._sign(self._recall(message, given), inner)
         except (UnsignableMessageError, AuthenticationError):
             if not self._security.monitoring:
                 raise
             return None
+        finally:
+            acting.fired(message.labels.get(SCHEDULE_LABEL))
 
-    def _sign(self, message: TaskiqMessage, given: object, inner: TaskiqFormatter) -> BrokerMessage:
-        security = self._security
+    def _remember(self, kick: Kick) -> None:
+        if len(self._decided) >= _AT_A_TIME:  # some were given up: another middleware raised, say
+            self._decided.pop(next(iter(self._decided)), None)
+        self._decided[id(kick.message)] = kick
+
+    def _recall(self, message: TaskiqMessage, given: object) -> Kick:
+        """What was decided about this message, if that still holds; of a requeue, nothing was decided."""
+        kick = self._decided.pop(id(message), None)
+        return kick if kick is not None and kick.message is message and kick.given == given else Kick.of(message, given)
+
+    def _sign(self, kick: Kick, inner: TaskiqFormatter) -> BrokerMessage:
+        security, message = self._security, kick.message
         now = security.clock()
         data = wire.to_wire(message)
-        expires_at = _expiry(message, now, security.config)
-        actor = self._actor_of(given, message)
-        if actor.token is not None and self.kicked_by_hook(message):
-            token = actor.token
-        else:
-            token = security.token_for(actor, now, expires_at)
+        actor = kick.actor = kick.actor or self._actor_of(kick)
+        expires_at = kick.expires_at(time_to_live(message, security.config), actor, now)
+        token = self._token_of(kick, actor, now, expires_at)
         data["labels"][PRINCIPAL_LABEL] = token.text
         as_signed = signed_json.is_sent_by(inner)
-        if not (as_signed or self._fidelity.holds(inner)):
-            data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
-        payload = wire.signed_payload(data)
+        data, payload = (data, wire.signed_payload(data)) if as_signed else self._as_it_arrives(data, inner)
+        denied = None if kick.delivery is None else kick.delivery.denied_kicks.get(message.task_id)
         text, signature = security.messages.sign(
-            payload,
-            now,
-            expires_at,
-            self.delegation(actor, token, message),
-            deliveries.denied_kick(message.task_id),
-            fires=actor.schedule is not None,
+            payload, now, expires_at, delegation(kick, actor, token), denied, fires=actor.schedule is not None
         )
         security.signed_with(Use.SEND, signature.kid)
         labels = data["labels"]
         labels[SIGNATURE_LABEL] = text
-        if signature.denied is None and security.audit.records(Outcome.ALLOW):
-            record_allowed(
-                security,
-                _event(actor, signature),
-                message,
-                actor.principal,
-                txn=token.txn,
-                signature=signature,
-                pipeline=labels.get(PIPELINE_LABEL),
-            )
-        if signature.denied is None:
-            run_events.enqueued(security, message, labels.get(PIPELINE_LABEL), token)
+        if denied is None:
+            self._tell(kick, actor, token, signature, labels.get(PIPELINE_LABEL))
         if not as_signed:
             return inner.dumps(TaskiqMessage.model_construct(**data))
         return BrokerMessage(
@@ -178,23 +178,39 @@ class Sender:
             labels=labels,
         )
 
-    def delegation(self, actor: Acting, token: PrincipalToken, message: TaskiqMessage) -> Delegation:
-        """On what terms the actor passes the principal on that the token proves."""
-        actors, scope = self._actors(actor, message), actor.principal.scope
-        if scope is token.principal.scope or scope == token.principal.scope:
-            return Delegation(actors) if actors else NOT_DELEGATED
-        return Delegation(actors, scope)
+    def _token_of(self, kick: Kick, actor: Acting, now: float, expires_at: float) -> PrincipalToken:
+        if actor.token is not None and kick.by_hook:
+            return actor.token  # whatever has become of it: a worker says so to whoever waits
+        if kick.token is not None and kick.token.expires_at >= expires_at:
+            return kick.token
+        return self._security.token_for(actor, now, expires_at)
 
-    def _actors(self, actor: Acting, message: TaskiqMessage) -> tuple[str, ...]:
-        """The tasks that have passed the principal on: the running one too, if it is its function that kicks."""
-        delivery = deliveries.current.get()
-        if delivery is None or delivery.admitted is None:
-            return actor.actors
-        scheduled = actor.token is not None and actor.token.schedule is not None and not actor.actors
-        if self.kicked_by_hook(message) and not scheduled:
-            return actor.actors
-        # A principal that was issued for a schedule has to be passed on by its task, and be it to its own retry.
-        return (*actor.actors, delivery.task_name)
+    def _as_it_arrives(self, data: WireMessage, inner: TaskiqFormatter) -> tuple[WireMessage, bytes]:
+        """What a format other than JSON makes of a message, and the bytes to sign."""
+        if not self._fidelity.holds(inner):
+            data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
+        payload = wire.signed_payload(data)
+        if len(payload) > wire.may_say(0):
+            wire.check_repeats(payload, inner.dumps(TaskiqMessage.model_construct(**data)).message)
+        return data, payload
+
+    def _tell(
+        self, kick: Kick, actor: Acting, token: PrincipalToken, signature: MessageSignature, pipeline: str | None
+    ) -> None:
+        """Record what is about to be sent, and tell who watches."""
+        security = self._security
+        if security.audit.records(Outcome.ALLOW):
+            record_allowed(
+                security,
+                _event(actor, signature),
+                kick.message,
+                actor.principal,
+                txn=token.txn,
+                signature=signature,
+                pipeline=pipeline,
+                decision=kick.decision,
+            )
+        run_events.enqueued(security, kick.message, pipeline, token)
 
     def record_denied(self, kick: Kick, error: FlowSecurityError, *, shadow: bool = False) -> None:
         """Record that a kick was denied or, if it is only a `shadow`, should have been."""
@@ -210,34 +226,24 @@ class Sender:
             shadow=shadow,
         )
 
-    def kicked_by_hook(self, message: TaskiqMessage) -> bool:
-        """Whether a middleware kicks this after a task has run or was refused: a retry, a next step, an alarm."""
-        delivery = deliveries.current.get()
-        return delivery is not None and (delivery.executed or delivery.refusal is not None or self._retries(message))
-
-    def _retries(self, message: TaskiqMessage) -> bool:
-        """Whether this kick repeats the task that is, or was, run here: a retry or a requeue.
-
-        Middlewares that stand before ours are told of an error before we are, so that the two cannot be told apart.
-        """
-        delivery = deliveries.current.get()
-        if delivery is None or delivery.admitted is None:
-            return False
-        return (delivery.task_id, delivery.task_name) == (message.task_id, message.task_name)
-
-    def _actor_of(self, given: object, message: TaskiqMessage) -> Acting:
+    def _actor_of(self, kick: Kick) -> Acting:
         """Who kicks: the principal that the message was given explicitly, else the one that acts here."""
-        actor = self._security.actor()
-        if actor is not None and actor.schedule is not None and message.labels.get(SCHEDULE_LABEL) == actor.schedule:
+        given, labels = kick.given, kick.message.labels
+        actor = acting.firing(labels.get(SCHEDULE_LABEL))
+        if actor is not None and actor.owner is self._security:
             return actor  # whose grant has been verified; the labels are those that were stored with it
+        actor = self._security.actor()
+        if actor is not None and given is not None and actor.received and actor.token and given == actor.token.text:
+            given = None  # it is whoever acts here anyway
         if given is not None:
             token = self._security.verify_principal(given, self._security.clock())
-            if token.schedule is not None or SCHEDULE_LABEL in message.labels:
+            if token.schedule is not None or SCHEDULE_LABEL in labels:
                 raise AuthenticationError(
                     Reason.UNSIGNED,
                     "A principal that lies in a store proves nothing; wrap the schedule source in ProtectedSchedules.",
                 )
-            return Acting(token.principal, token.txn, self._security, token=token, received=True)
+            pipeline, actors = (None, ()) if actor is None else (actor.pipeline, actor.actors)
+            return Acting(token.principal, token.txn, self._security, pipeline, token, actors, received=True)
         if actor is None:
             raise AuthenticationError(
                 Reason.NO_PRINCIPAL,
@@ -247,63 +253,30 @@ class Sender:
         return actor
 
 
-def _event(actor: Acting, signature: MessageSignature) -> EventName:
-    """What it is that is sent."""
-    if actor.schedule is not None:
-        return EventName.SCHEDULE_FIRED
-    return EventName.TASK_DELEGATED if signature.delegation.actors != actor.actors else EventName.TASK_ENQUEUED
+def delegation(kick: Kick, actor: Acting, token: PrincipalToken) -> Delegation:
+    """On what terms the actor passes the principal on with a kick that the token proves."""
+    actors, scope, pipeline = kick.actors(actor), actor.principal.scope, kick.pipeline(actor)
+    if scope is token.principal.scope or scope == token.principal.scope:
+        scope = UNRESTRICTED
+    if pipeline is not None and pipeline == wire.read_label(kick.message, PIPELINE_LABEL):
+        pipeline = None
+    if not actors and scope is UNRESTRICTED and pipeline is None:
+        return NOT_DELEGATED
+    return Delegation(actors, scope, pipeline)
 
 
-def _internal_error(error: Exception) -> FlowSecurityError:
+def denial_of(error: Exception) -> FlowSecurityError:
+    """What a caller is told of whatever kept a decision from being made."""
+    if isinstance(error, FlowSecurityError):
+        return error
     _logger.error("A kick cannot be decided about because of an unexpected error.", exc_info=error)
     return AccessDeniedError(
         Reason.INTERNAL_ERROR, "An unexpected error kept this process from deciding; its log has it."
     )
 
 
-def _check_shared_labels(task: Task | None) -> None:
-    """Refuse a principal that has got into the labels of a task itself, and take it out.
-
-    All kickers of a shared task write into the task's own labels (TaskIQ 0.13), for everybody who kicks it later.
-    """
-    if task is not None and task.labels.pop(PRINCIPAL_LABEL, None) is not None:
-        raise ConfigurationError(
-            "TaskIQ gives all kickers of a shared task the same labels, so that they cannot carry a principal; kick it "
-            "inside `with security.acting_as(principal):`."
-        )
-
-
-def _name_pipeline(message: TaskiqMessage, actor: Acting, registered: str | None) -> None:
-    """Let the message name the pipeline that the caller acts for, if its task has none by registration."""
-    if actor.pipeline is None or registered is not None:
-        return
-    named = wire.read_label(message, PIPELINE_LABEL)
-    if named is None:
-        message.labels[PIPELINE_LABEL] = actor.pipeline
-        if message.labels_types is not None:
-            message.labels_types[PIPELINE_LABEL] = LabelType.STR
-    elif named != actor.pipeline:
-        raise AccessDeniedError(
-            Reason.PIPELINE_MISMATCH,
-            "The message names another pipeline than the one that the caller acts for.",
-        )
-
-
-def _expiry(message: TaskiqMessage, now: float, config: TaskiqFlowConfig) -> float:
-    """When the message is too old to run: after the task's own time to live or the default, beyond any delay it has."""
-    labels = message.labels
-    if QUEUE_TTL_LABEL not in labels and DELAY_LABEL not in labels:
-        return now + config.queue_ttl
-    try:
-        ttl = float(labels.get(QUEUE_TTL_LABEL, config.queue_ttl))
-        delay = float(labels.get(DELAY_LABEL, 0))
-    except (TypeError, ValueError):
-        ttl = delay = -1
-    if not (ttl > 0 and delay >= 0):
-        raise UnsignableMessageError("The labels queue_ttl and delay must be numbers of seconds, queue_ttl above 0.")
-    if not ttl + delay <= config.principal_ttl:
-        raise UnsignableMessageError(
-            "The message may wait longer (queue_ttl and delay) than its principal is accepted; shorten that, or raise "
-            "principal_ttl."
-        )
-    return now + ttl + delay
+def _event(actor: Acting, signature: MessageSignature) -> EventName:
+    """What it is that is sent."""
+    if actor.schedule is not None:
+        return EventName.SCHEDULE_FIRED
+    return EventName.TASK_DELEGATED if signature.delegation.actors != actor.actors else EventName.TASK_ENQUEUED

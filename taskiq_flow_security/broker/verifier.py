@@ -15,6 +15,7 @@ from taskiq_flow_security.broker.arrivals import Arrival
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.task_events import record_arrival_denied
+from taskiq_flow_security.broker.unknown_tasks import UnknownTasks
 from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -44,10 +45,13 @@ _STALE = frozenset({Reason.EXPIRED, Reason.NOT_YET_VALID})
 class Verifier:
     """Verifies the messages that one broker receives."""
 
-    def __init__(self, security: FlowSecurity, broker: AsyncBroker, fidelity: Fidelity) -> None:
+    def __init__(
+        self, security: FlowSecurity, broker: AsyncBroker, fidelity: Fidelity, unknown_tasks: UnknownTasks
+    ) -> None:
         self._security = security
         self._broker = broker
         self._fidelity = fidelity
+        self._unknown_tasks = unknown_tasks
 
     def may_read(self, inner: TaskiqFormatter) -> bool:
         """Whether the broker's format can be trusted with bytes that nobody has verified yet."""
@@ -73,7 +77,9 @@ class Verifier:
         try:
             if arrived is None:
                 raise AuthenticationError(Reason.UNREADABLE, "The message cannot be read.")
-            self._verify(message, delivery, now)
+            self._verify(message, delivery, len(data), now)
+            if delivery.task is None:
+                self._unknown_tasks.refuse(message, delivery)
         except AuthenticationError as error:
             self._reject(message, delivery, error)
         except Exception:
@@ -112,7 +118,7 @@ class Verifier:
         deliveries.current.set(delivery)
         return delivery
 
-    def _verify(self, message: TaskiqMessage, delivery: Delivery, now: float) -> None:
+    def _verify(self, message: TaskiqMessage, delivery: Delivery, size: int, now: float) -> None:
         security = self._security
         signed_by = message.labels.pop(SIGNATURE_LABEL, None)
         principal = message.labels.get(PRINCIPAL_LABEL)
@@ -120,7 +126,7 @@ class Verifier:
             if principal is None or (signed_by is None and delivery.signature is None):
                 raise AuthenticationError(Reason.UNSIGNED, "The message carries no principal or no signature.")
             if delivery.signature is None:
-                payload = wire.received_payload(message)
+                payload = wire.received_payload(message, size)
                 delivery.signature = security.messages.read(signed_by, payload, now)
                 wire.restore(message, payload)
             delivery.token = security.principals.read(principal, now)
@@ -138,6 +144,7 @@ class Verifier:
         record_arrival_denied(self._security, message, delivery, error)
         delivery.error = error
         if self._security.monitoring:
+            wire.drop_unreadable_labels(message)
             return
         if getattr(error, "reason", None) not in _STALE:
             refusal.empty(message)
@@ -161,8 +168,8 @@ def _check_schedule(message: TaskiqMessage, token: PrincipalToken, signature: Me
             raise AuthenticationError(Reason.WRONG_TASK, "The key that signed this is for schedules only.")
     elif granted is None or signature.delegation.actors:
         return
-    scheduled = wire.schedule_claim(str(wire.read_label(message, SCHEDULE_LABEL)), message)
-    if granted != scheduled:
+    schedule_id = str(wire.read_label(message, SCHEDULE_LABEL))
+    if granted != wire.schedule_claim(schedule_id, message, signature.delegation.pipeline):
         raise AuthenticationError(Reason.WRONG_TASK, "The principal was granted for a schedule that this is not of.")
 
 

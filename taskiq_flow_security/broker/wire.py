@@ -50,6 +50,9 @@ _MAX_DIGITS = 4300
 _MAX_BITS = int(_MAX_DIGITS * 3.3219)
 _ENDLESS = re.compile(rb"\d{%d}" % (_MAX_DIGITS + 1))
 
+_SAID_AGAIN = 16 * 2**20
+"""How many characters any message may hold, however short it is."""
+
 
 def to_wire(message: TaskiqMessage) -> WireMessage:
     """The message as plain JSON values. Raises `UnsignableMessageError` for a value that JSON cannot hold."""
@@ -75,11 +78,10 @@ def signed_payload(data: WireMessage) -> bytes:
     return payload
 
 
-def received_payload(message: TaskiqMessage) -> bytes:
-    """The bytes that must have been signed for this message, its signature taken off already."""
-    if _has_endless_number(message):
-        raise AuthenticationError(Reason.MALFORMED, "The message holds numbers that nobody can sign.")
+def received_payload(message: TaskiqMessage, size: int) -> bytes:
+    """The bytes that must have been signed for this message of `size` bytes, its signature taken off already."""
     try:
+        _check_extent(message, size)
         return to_json(
             WireMessage(
                 task_id=message.task_id,
@@ -94,21 +96,50 @@ def received_payload(message: TaskiqMessage) -> bytes:
         raise AuthenticationError(Reason.MALFORMED, "The message holds values that nobody can sign.") from None
 
 
-def _has_endless_number(message: TaskiqMessage) -> bool:
-    """Whether a number is too long to be signed. To print it takes time that grows as the square of its length."""
-    waiting: list[object] = [message.labels, message.args, message.kwargs]
-    seen: set[int] = set()  # CBOR knows values that contain themselves
+def may_say(size: int) -> int:
+    """How many characters a message of so many bytes may hold.
+
+    CBOR names a text that comes again by its number, so that a message may say far more than it is long. A forged one
+    would say terabytes.
+    """
+    return _SAID_AGAIN + 8 * size
+
+
+def check_repeats(payload: bytes, sent: bytes) -> None:
+    """Raise `UnsignableMessageError` where no receiver of these bytes would believe that they say so much."""
+    if len(payload) > may_say(len(sent)):
+        raise UnsignableMessageError(
+            f"The message cannot be signed: its texts repeat so often that it says {len(payload)} characters in "
+            f"{len(sent)} bytes; send less at once, or as JSON."
+        )
+
+
+def _check_extent(message: TaskiqMessage, size: int) -> None:
+    """Raise `ValueError` for what would take more time or memory to be signed than a message of this size may."""
+    left = may_say(size)
+    waiting: list[object] = [message.labels, message.labels_types, message.args, message.kwargs]
+    seen: set[int] = set()
     while waiting:
         value = waiting.pop()
-        if isinstance(value, int):
-            if value.bit_length() > _MAX_BITS:
-                return True
-        elif isinstance(value, (dict, list, tuple, set, frozenset)) and id(value) not in seen:
+        if isinstance(value, (str, bytes)):
+            left -= len(value)
+        elif isinstance(value, int):
+            if (bits := value.bit_length()) > _MAX_BITS:  # to print it takes time that grows as the square of that
+                raise ValueError("a number without an end")
+            left -= bits // 3
+        elif isinstance(value, (dict, list, tuple, set, frozenset)):
+            if not value:
+                continue  # there is one empty tuple only
+            if id(value) in seen:
+                raise ValueError("a value that is there twice, or within itself, as in nothing that was sent")
             seen.add(id(value))
             waiting.extend(value)
             if isinstance(value, dict):
                 waiting.extend(value.values())
-    return False
+        elif not (value is None or isinstance(value, float)):
+            left -= len(to_json(value))
+        if left < 0:
+            raise ValueError("much more than the message is long")
 
 
 def restore(message: TaskiqMessage, payload: bytes) -> None:
@@ -119,21 +150,44 @@ def restore(message: TaskiqMessage, payload: bytes) -> None:
     message.kwargs = data["kwargs"]
 
 
-def schedule_claim(schedule_id: str, message: TaskiqMessage | ScheduledTask) -> ScheduleClaim:
-    """What a principal is issued for that runs this and nothing else, however a store has written it down."""
-    plain = message.model_dump(mode="json", include={"task_name", "args", "kwargs"})
-    digest = sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+def schedule_claim(
+    schedule_id: str, message: TaskiqMessage | ScheduledTask, done_for: str | None = None
+) -> ScheduleClaim:
+    """What a principal is issued for that runs this and nothing else, however a store has written it down.
+
+    `done_for` is the pipeline of all that follows, where the task itself belongs to another one.
+    Raises `UnsignableMessageError` for a value that JSON cannot hold.
+    """
+    try:
+        plain = message.model_dump(mode="json", include={"task_name", "args", "kwargs"})
+        plain["pipelines"] = [message.labels.get(PIPELINE_LABEL), done_for]
+        digest = sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _unsignable(error) from None
     return ScheduleClaim(id=schedule_id, sha256=digest)
 
 
 def check_labels(message: TaskiqMessage) -> None:
     """Raise `AuthenticationError` where TaskIQ would drop the message: a label is not of the type it claims."""
-    try:
-        for name, label_type in (message.labels_types or {}).items():
-            if label_type != LabelType.STR and name in message.labels:
+    if _unreadable_labels(message):
+        raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.")
+
+
+def drop_unreadable_labels(message: TaskiqMessage) -> None:
+    """Take out of a message that is to run anyway what would have TaskIQ drop it, and log it as it came."""
+    for name in _unreadable_labels(message):
+        del message.labels[name]
+
+
+def _unreadable_labels(message: TaskiqMessage) -> list[str]:
+    unreadable = []
+    for name, label_type in (message.labels_types or {}).items():
+        if label_type != LabelType.STR and name in message.labels:
+            try:
                 parse_label(message.labels[name], label_type)
-    except Exception:  # noqa: BLE001 (as TaskIQ's receiver does)
-        raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.") from None
+            except Exception:  # noqa: BLE001 (as TaskIQ's receiver does)
+                unreadable.append(name)
+    return unreadable
 
 
 def take_credentials(message: TaskiqMessage) -> tuple[object, object]:
@@ -165,7 +219,7 @@ def _prepare_labels(message: TaskiqMessage) -> None:
             message.labels[name], types[name] = prepare_label(value)
 
 
-def _unsignable(error: ValueError) -> UnsignableMessageError:
+def _unsignable(error: Exception) -> UnsignableMessageError:
     # The text of the error quotes the value.
     return UnsignableMessageError(
         "The message cannot be signed: its arguments and labels must be what JSON can hold, as text without lone "

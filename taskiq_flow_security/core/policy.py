@@ -99,7 +99,7 @@ def decide(policy: Policy, principal: Principal, request: AccessRequest) -> Deci
         return _deny(Reason.SCOPE, outside)
 
     # 1. whitelist
-    whitelist = principal.pipelines
+    whitelist = principal.granted_pipelines  # of what is left of it, an empty set would mean all
     if whitelist and ALL_PIPELINES not in whitelist and request.resource not in whitelist:
         return _deny(Reason.WHITELIST, "principal.pipelines")
 

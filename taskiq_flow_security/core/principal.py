@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TypeVar
 
 from taskiq_flow_security.core.string_enum import StringEnum
@@ -33,8 +34,8 @@ def _is_name(value: object) -> bool:
 
 
 def _names(field: str, values: Iterable[str]) -> frozenset[str]:
-    if isinstance(values, (str, bytes)):
-        raise TypeError(f"{field} must be a collection of strings, not one string")
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{field} must be a collection of strings, not {type(values).__name__}")
     names = frozenset(values)
     if not all(map(_is_name, names)):
         raise ValueError(f"{field} must hold non-empty Unicode strings only")
@@ -71,7 +72,8 @@ class Principal:
     `api_key_id` names the API key it came from, never the key itself. `txn` joins all that is done for one request.
     `expires_at` is when the login ends, in seconds since the epoch: from then on it is not issued to anybody any more.
     `scope` is what `restrict` has left of these rights. `token_id` and `token_issued_at` are the ``jti`` and ``iat`` of
-    the bearer token that it logged in with, by which that can be revoked.
+    the bearer token that it logged in with, by which that can be revoked. `issued_until` is the end of the principal
+    label that it was read from: nothing that is issued for it anew lasts longer.
 
     Raises `ValueError` or `TypeError` for values that cannot be meant, such as one string for a set of names.
     """
@@ -79,13 +81,18 @@ class Principal:
     subject: str
     roles: frozenset[str]
     permissions: frozenset[Permission] | None
+    """What is left of `granted_permissions`."""
     pipelines: frozenset[str]
+    """What is left of `granted_pipelines`; where that is nothing, `scope` lets nothing pass."""
     api_key_id: str | None
     scope: Scope
+    granted_permissions: frozenset[Permission] | None = field(repr=False)
+    granted_pipelines: frozenset[str] = field(repr=False)
     txn: str | None = field(compare=False)
     expires_at: float | None = field(compare=False)
     token_id: str | None = field(compare=False)
     token_issued_at: float | None = field(compare=False)
+    issued_until: float | None = field(compare=False)
 
     def __init__(
         self,
@@ -100,28 +107,29 @@ class Principal:
         expires_at: float | None = None,
         token_id: str | None = None,
         token_issued_at: float | None = None,
+        issued_until: float | None = None,
     ) -> None:
         if not _is_name(subject):
             raise ValueError("subject must be a non-empty Unicode string")
         for name in (api_key_id, txn, token_id):
             if name is not None and not _is_name(name):
                 raise ValueError("api_key_id, txn and token_id must be non-empty Unicode strings or None")
-        explicit = None if permissions is None else _names("permissions", permissions)
+        explicit = None if permissions is None else _permissions(permissions)
+        whitelist = _names("pipelines", pipelines)
         set_field = object.__setattr__  # the dataclass is frozen
         set_field(self, "subject", subject)
         set_field(self, "roles", _names("roles", roles))
-        set_field(
-            self,
-            "permissions",
-            None if explicit is None else frozenset(map(Permission, explicit)),
-        )
-        set_field(self, "pipelines", _names("pipelines", pipelines))
+        set_field(self, "permissions", _left_of(explicit, scope))
+        set_field(self, "pipelines", _left_of_whitelist(whitelist, scope))
         set_field(self, "api_key_id", api_key_id)
         set_field(self, "scope", scope)
+        set_field(self, "granted_permissions", explicit)
+        set_field(self, "granted_pipelines", whitelist)
         set_field(self, "txn", txn)
         set_field(self, "expires_at", expires_at)
         set_field(self, "token_id", token_id)
         set_field(self, "token_issued_at", token_issued_at)
+        set_field(self, "issued_until", issued_until)
 
     def restrict(
         self, *, permissions: Iterable[Permission | str] | None = None, pipelines: Iterable[str] | None = None
@@ -129,51 +137,75 @@ class Principal:
         """The same principal with less rights: these permissions only, on these pipelines (or ``task:<name>``) only.
 
         It never has more than before: what it could not do it still cannot. An empty set leaves nothing, ``"*"`` all
-        pipelines that there were.
+        pipelines that there were. Whoever keeps no `admin` is bound by access control lists like everybody else.
         """
         only = None if pipelines is None else _names("pipelines", pipelines)
         return self.within(
             Scope(
-                None if permissions is None else frozenset(map(Permission, _names("permissions", permissions))),
+                None if permissions is None else _permissions(permissions),
                 None if only is not None and ALL_PIPELINES in only else only,
             )
         )
 
     def in_transaction(self, txn: str | None) -> Principal:
         """The same principal, in another transaction."""
-        return self._but("txn", txn)
+        return self if txn == self.txn else self._but(txn=txn)
 
     def with_roles(self, roles: Iterable[str]) -> Principal:
         """The same principal, with these roles in place of its own."""
-        return self._but("roles", _names("roles", roles))
+        return self._but(roles=_names("roles", roles))
 
     def same_identity(self, other: Principal) -> bool:
         """Whether the other one is this principal, restricted in whatever way."""
-        return (self.subject, self.roles, self.permissions, self.pipelines, self.api_key_id) == (
-            other.subject,
-            other.roles,
-            other.permissions,
-            other.pipelines,
-            other.api_key_id,
-        )
+        return (self.subject, self.api_key_id) == (other.subject, other.api_key_id) and self.same_rights(other)
 
     def same_rights(self, other: Principal) -> bool:
-        """Whether the other one was given the same, whoever it is."""
-        return (self.roles, self.permissions, self.pipelines) == (other.roles, other.permissions, other.pipelines)
+        """Whether the other one was given the same, whoever it is and whatever is left of it."""
+        return (self.roles, self.granted_permissions, self.granted_pipelines) == (
+            other.roles,
+            other.granted_permissions,
+            other.granted_pipelines,
+        )
 
     def within(self, scope: Scope) -> Principal:
         """The same principal, restricted to a scope as well."""
         if scope is UNRESTRICTED or scope == UNRESTRICTED:
             return self
-        return self._but("scope", self.scope.narrowed(scope))
+        left = self.scope.narrowed(scope)
+        return self._but(
+            scope=left,
+            permissions=_left_of(self.granted_permissions, left),
+            pipelines=_left_of_whitelist(self.granted_pipelines, left),
+        )
 
-    def _but(self, field: str, value: object) -> Principal:
-        """A copy with another value in one field. The values were checked when this one was made."""
+    def _but(self, **changes: object) -> Principal:
+        """A copy with other values in some fields. The values were checked when this one was made."""
         other = object.__new__(Principal)
-        for name in Principal.__slots__:
-            object.__setattr__(other, name, getattr(self, name))
-        object.__setattr__(other, field, value)
+        for set_field, value in zip(_SETTERS, _values_of(self), strict=True):  # the dataclass is frozen
+            set_field(other, value)
+        for name, value in changes.items():
+            object.__setattr__(other, name, value)
         return other
+
+
+_values_of = attrgetter(*Principal.__slots__)
+_SETTERS = tuple(getattr(Principal, name).__set__ for name in Principal.__slots__)
+
+
+def _permissions(values: Iterable[Permission | str]) -> frozenset[Permission]:
+    return frozenset(map(Permission, _names("permissions", values)))
+
+
+def _left_of(granted: frozenset[Permission] | None, scope: Scope) -> frozenset[Permission] | None:
+    if granted is None or scope.permissions is None:
+        return granted
+    return granted & scope.permissions
+
+
+def _left_of_whitelist(granted: frozenset[str], scope: Scope) -> frozenset[str]:
+    if scope.pipelines is None:
+        return granted
+    return scope.pipelines if not granted or ALL_PIPELINES in granted else granted & scope.pipelines
 
 
 ANONYMOUS = Principal("anonymous", permissions=())

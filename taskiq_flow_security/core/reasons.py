@@ -24,6 +24,7 @@ class Reason(StringEnum):
     BACKEND_UNAVAILABLE = "backend_unavailable"
     INVALID_REQUEST = "invalid_request"
     PIPELINE_MISMATCH = "pipeline_mismatch"
+    UNKNOWN_TASK = "unknown_task"
     DEPENDENCY_IN_ARGUMENTS = "dependency_in_arguments"
     DELEGATION_DEPTH = "delegation_depth"
     API_KEY_REMOVED = "api_key_removed"
@@ -48,6 +49,7 @@ class Reason(StringEnum):
     ORIGIN = "origin"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     UNREADABLE_MESSAGE = "unreadable_message"
+    MESSAGE_TOO_BIG = "message_too_big"
 
     # Not authenticated: tokens and signatures.
     UNSIGNED = "unsigned"

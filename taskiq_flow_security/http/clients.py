@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -10,20 +11,29 @@ from typing import NamedTuple
 from taskiq_flow_security.config import UNIX_SOCKET
 from taskiq_flow_security.http.asgi import Headers, Scope
 
+_logger = logging.getLogger(__name__)
+
 FORWARDED_FOR = b"x-forwarded-for"
 FORWARDED_PROTO = b"x-forwarded-proto"
 
 _SECURE = frozenset({"https", "wss"})
+_SECURE_BYTES = frozenset(map(str.encode, _SECURE))
 
 _LONGEST = 64
 """Characters of an address and its port, at most; of what is longer nothing is remembered."""
+
+_LOOPBACK = "127.0.0.1"
+"""Whose headers uvicorn believes by default, and rewrites the connection by, before anybody can ask about that."""
+
+UNKNOWN = "unknown"
+"""Stands for an address that nobody here can know. All such clients are counted as one."""
 
 
 class Client(NamedTuple):
     """The other end of a connection."""
 
     address: str
-    """An IP address, ``unix``, or what the server says instead."""
+    """An IP address, ``unix``, ``unknown``, or what the server says instead."""
     secure: bool
     """Whether it is connected by HTTPS or WSS."""
 
@@ -45,25 +55,41 @@ class TrustedProxies:
         self._unix = UNIX_SOCKET in names
         self._networks = [ip_network(name) for name in names if name != UNIX_SOCKET]
         self._trusts = lru_cache(maxsize=4096)(self._look_up)
+        self._as_the_server = self._trusts(_LOOPBACK)
+        self._has_warned = False
 
     def client(self, scope: Scope, headers: Headers) -> Client:
         """Who is at the other end of this connection. `headers` are those of the names above, at least."""
         peer = scope.get("client")
         address = _normal(peer[0]) if peer else UNIX_SOCKET
         secure = scope.get("scheme") in _SECURE
+        if not self._as_the_server and (FORWARDED_FOR in headers or FORWARDED_PROTO in headers):
+            rewritten = peer is not None and _rewritten(address, peer[1], _items(headers.get(FORWARDED_FOR)))
+            if rewritten or (secure and not self._trusts(address)):
+                self._warn()
+                return Client(UNKNOWN if rewritten else address, secure=False)
         if not self._trusts(address):
             return Client(address, secure)
-        protocol = _items(headers.get(FORWARDED_PROTO))
-        if protocol:
-            secure = protocol[-1].lower() in _SECURE
+        protocol = headers.get(FORWARDED_PROTO)
+        if protocol is not None:
+            secure = protocol[-1].rpartition(b",")[2].strip().lower() in _SECURE_BYTES
         for item in reversed(_items(headers.get(FORWARDED_FOR))):
-            forwarded = _parse(item) if len(item) <= _LONGEST else None
+            forwarded = _address(item)
             if forwarded is None:
                 break  # whoever wrote that is not to be believed; the last address before it is
             address = forwarded
             if not self._trusts(address):
                 break
         return Client(address, secure)
+
+    def _warn(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "Somebody outside trusted_proxies sends X-Forwarded-* headers. The server may have believed them, so "
+                "the connection does not count as secure. Start uvicorn with --no-proxy-headers, and name your "
+                "proxies in trusted_proxies."
+            )
 
     def _look_up(self, address: str) -> bool:
         if address == UNIX_SOCKET:
@@ -80,9 +106,19 @@ def _items(values: list[bytes] | None) -> list[str]:
     return [item.strip() for value in values or () for item in value.decode("latin-1").split(",")]
 
 
+def _rewritten(address: str, port: int, forwarded: list[str]) -> bool:
+    """Whether an address may be one that a server has taken from a header: it stands there, or nobody can tell."""
+    return port == 0 or any(_address(item) in (None, address) for item in forwarded)
+
+
+def _address(item: str) -> str | None:
+    """The address of an item of ``X-Forwarded-For``, if it is one."""
+    return _parse(item) if len(item) <= _LONGEST else None
+
+
 @lru_cache(maxsize=4096)
 def _parse(item: str) -> str | None:
-    """The address of an item of ``X-Forwarded-For``, which may have a port, and IPv6 brackets."""
+    """An address, which may have a port, and IPv6 brackets."""
     if item.startswith("["):
         item = item[1:].partition("]")[0]
     elif item.count(":") == 1:

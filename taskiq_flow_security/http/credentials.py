@@ -39,7 +39,7 @@ def find_credentials(headers: Headers, query: bytes) -> Credentials | None:
                     Reason.CREDENTIALS_IN_QUERY, "Send credentials in a header; the query string is no place for them."
                 )
     keys, authorizations = headers.get(API_KEY), headers.get(AUTHORIZATION)
-    if keys is None and authorizations is None:
+    if authorizations is None and (keys is None or keys == [b""]):
         return None
     if (keys and authorizations) or len(keys or authorizations or ()) != 1:
         raise AuthenticationError(
@@ -57,4 +57,6 @@ def find_credentials(headers: Headers, query: bytes) -> Credentials | None:
 
 def from_text(text: str) -> Credentials:
     """The credential that a WebSocket client sends as text: a bearer token if it looks like one, else an API key."""
-    return Credentials(bearer=text) if _JWT.fullmatch(text) else Credentials(api_key=text)
+    scheme, _, rest = text.partition(" ")
+    token = rest if scheme.lower() == "bearer" else text  # as it stands in the header
+    return Credentials(bearer=token) if _JWT.fullmatch(token) else Credentials(api_key=text)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from taskiq_flow_security import acting
@@ -92,16 +91,14 @@ class Gate:
         except Exception as error:  # noqa: BLE001 (whatever it is, it is a reason to refuse, which is recorded)
             return Visit(_UNREADABLE, {}, b"", None, txn, error=error)
 
-    @contextmanager
-    def entered(self, scope: Scope, visit: Visit, principal: Principal) -> Iterator[None]:
-        """Have the application know the principal inside the block, and act in its name.
+    def entered(self, scope: Scope, visit: Visit, principal: Principal) -> acting.scope:
+        """Have the application know the principal, and act in its name inside the block that this is for.
 
         Nobody acts where everybody may come, unless nothing is refused anyway: then it is ``ANONYMOUS``.
         """
-        scope["state"] = {**scope.get("state", {}), "principal": principal}
+        scope.setdefault("state", {})["principal"] = principal  # of this request only (ASGI 3.0, "Lifespan State")
         nobody = principal is ANONYMOUS and self.security.enabled and not self.security.monitoring
-        with acting.scope(None if nobody else Acting(principal, visit.txn, self.security)):
-            yield
+        return acting.scope(None if nobody else Acting(principal, visit.txn, self.security))
 
     def require_https(self, visit: Visit) -> None:
         """Raise `AccessDeniedError` for a plain connection, where the settings want a secure one.
@@ -114,18 +111,15 @@ class Gate:
             raise AccessDeniedError(Reason.HTTPS_REQUIRED, "Use HTTPS or WSS; this connection is not encrypted.")
 
     async def credentials(self, visit: Visit) -> Credentials | None:
-        """The credential that came with a visit. Counts the visit by its client, if there is none that can be used.
+        """The credential that came with a visit, if there is one. Counts the visit by its client if it is unusable.
 
         Raises as `find_credentials` and `RateLimits.hit`.
         """
         try:
-            given = find_credentials(visit.headers, visit.query)
+            return find_credentials(visit.headers, visit.query)
         except AuthenticationError:
             await self.count(visit)
             raise
-        if given is None:
-            await self.count(visit)
-        return given
 
     async def identify(self, visit: Visit, given: Credentials) -> Principal:
         """The principal of these credentials, in whose name the visit is made from here on.
@@ -141,7 +135,10 @@ class Gate:
             principal = security.identify(api_key=given.api_key, bearer=given.bearer, txn=visit.txn)
         except AuthenticationError:
             if failed_logins is not None:
-                await self._counted(visit, failed_logins.count(visit.client, security.clock()))
+                try:
+                    await failed_logins.count(visit.client, security.clock())
+                except BackendUnavailableError as error:
+                    self._uncounted(visit, error)
             raise
         security.record_login(principal, visit.client.address)
         visit.principal = principal
@@ -155,6 +152,7 @@ class Gate:
             return self.welcome(visit)
         given = await self.credentials(visit)
         if given is None:
+            await self.count(visit)
             raise AuthenticationError(
                 Reason.NO_CREDENTIALS, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
             )
@@ -210,28 +208,31 @@ class Gate:
 
     async def count(self, visit: Visit) -> None:
         """Count a visit, by its principal or else by its client. Raises as `RateLimits.hit`."""
-        if self._limits is not None:
-            await self._counted(visit, self._limits.count(visit.endpoint, visit.principal, visit.client))
-
-    async def _counted(self, visit: Visit, counting: Awaitable[None]) -> None:
+        if self._limits is None:
+            return
         try:
-            await counting
+            await self._limits.count(visit.endpoint, visit.principal, visit.client)
         except BackendUnavailableError as error:
-            if not self.security.config.unsafe_allow_uncounted:
-                raise
-            self._record(visit, EventName.AUTHZ_SHADOW_FAIL, Outcome.DENY, error.reason)
+            self._uncounted(visit, error)
+
+    def _uncounted(self, visit: Visit, error: BackendUnavailableError) -> None:
+        """Raise the error, unless the settings let pass what cannot be counted."""
+        if not self.security.config.unsafe_allow_uncounted:
+            raise error
+        self._record(visit, EventName.AUTHZ_SHADOW_FAIL, Outcome.DENY, error.reason)
 
     def _record(self, visit: Visit, event: EventName, outcome: Outcome, reason: str) -> None:
-        security, principal, match = self.security, visit.principal, visit.match
+        security = self.security
         if not security.audit.records(outcome):
             return
+        principal, match, decision = visit.principal, visit.match, visit.decision
         security.audit.record(
             AuditEvent(
-                event=event,
-                time=security.clock(),
-                outcome=outcome,
-                reason=reason,
-                rule=None if visit.decision is None else visit.decision.rule,
+                event,
+                security.clock(),
+                outcome,
+                reason,
+                rule=None if decision is None else decision.rule,
                 policy_hash=security.policy.hash,
                 sub=None if principal is None else principal.subject,
                 roles=frozenset() if principal is None else principal.roles,

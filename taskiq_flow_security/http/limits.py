@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -10,10 +11,12 @@ from limits import parse_many
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.credentials import ApiKeys
-from taskiq_flow_security.errors import ConfigurationError, RateLimitExceededError
+from taskiq_flow_security.errors import RateLimitExceededError
 from taskiq_flow_security.http.clients import Client
 from taskiq_flow_security.live_policy import LivePolicy
 from taskiq_flow_security.rate_limits import RateLimits
+
+_logger = logging.getLogger(__name__)
 
 DEFAULTS = {
     "list_pipelines": "60/minute",
@@ -26,6 +29,11 @@ DEFAULTS = {
 }
 """The limits of the guide's endpoints; all others have `rate_limit_default`."""
 
+WEBSOCKET_LOGIN = "websocket_login"
+"""The endpoint that handshakes without credentials are counted by, for each address."""
+WEBSOCKET_SUBSCRIBE = "websocket_subscribe"
+"""The endpoint that messages naming pipelines are counted by."""
+
 _REMEMBERED = 65_536
 """How many addresses are known to have failed too often, at most."""
 
@@ -34,8 +42,7 @@ class EndpointLimits:
     """Counts requests by endpoint and principal, or by endpoint and client where there is no principal.
 
     What counts for a request is, in this order: the limit of its API key, of its caller's roles, of the endpoint, of
-    the endpoint by default, `rate_limit_default`; those of roles and endpoints can be changed at run time. Raises
-    `ConfigurationError` if a setting names an endpoint that there is not.
+    the endpoint by default, `rate_limit_default`; those of roles and endpoints can be changed at run time.
     """
 
     def __init__(
@@ -51,7 +58,7 @@ class EndpointLimits:
         self._live = live
         self._default = config.rate_limit_default
         self._most_generous = lru_cache(maxsize=1024)(_most_generous)
-        known = {*endpoints, *DEFAULTS}
+        known = {*endpoints, *DEFAULTS, WEBSOCKET_LOGIN, WEBSOCKET_SUBSCRIBE}
         named = {
             "rate_limits": set(config.rate_limits),
             "role_rate_limits": {endpoint for limits in config.role_rate_limits.values() for endpoint in limits},
@@ -60,16 +67,16 @@ class EndpointLimits:
             },
         }
         for setting, names in named.items():
-            if unknown := names - known:
-                raise ConfigurationError(
-                    f"{setting}: no rule has the endpoint {', '.join(sorted(unknown))}; "
-                    f"the endpoints are {', '.join(sorted(known))}."
+            if unknown := names - known:  # it may be another application's, that has the same settings
+                _logger.warning(
+                    "%s: no rule of this application has the endpoint %s; its endpoints are %s.",
+                    *(setting, ", ".join(sorted(unknown)), ", ".join(sorted(known))),
                 )
 
     async def count(self, endpoint: str, principal: Principal | None, client: Client) -> None:
         """Count one request. Raises as `RateLimits.hit`."""
-        counted_by = ("client", client.network) if principal is None else ("principal", principal.subject)
-        await self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, *counted_by)
+        what, who = ("client", client.network) if principal is None else ("principal", principal.subject)
+        await self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, what, who, name=endpoint)
 
     def _limit(self, endpoint: str, principal: Principal | None) -> str:
         in_force = self._live.in_force
@@ -94,6 +101,8 @@ class FailedLogins:
 
     def check(self, client: Client, now: float) -> None:
         """Raise `RateLimitExceededError` for a client that is shut out."""
+        if not self._shut_out:
+            return  # nobody is, mostly
         until, error = self._shut_out.get(client.network, (0.0, None))
         if error is None:
             return
@@ -104,7 +113,7 @@ class FailedLogins:
     async def count(self, client: Client, now: float) -> None:
         """Count a failed login. Raises as `RateLimits.hit`."""
         try:
-            await self._limits.hit(self._limit, "failed_login", client.network)
+            await self._limits.hit(self._limit, "failed_login", client.network, name="failed_logins")
         except RateLimitExceededError as error:
             if len(self._shut_out) >= _REMEMBERED:
                 self._shut_out.pop(next(iter(self._shut_out)))

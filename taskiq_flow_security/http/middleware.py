@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.errors import FlowSecurityError
 from taskiq_flow_security.http.asgi import App, Message, Receive, Scope, Send
-from taskiq_flow_security.http.gate import Gate, Visit
+from taskiq_flow_security.http.gate import Gate
 from taskiq_flow_security.http.problems import problem_of
-from taskiq_flow_security.http.rules import Rule, guide_rules
+from taskiq_flow_security.http.rules import Rule, with_guide_rules
 from taskiq_flow_security.http.websocket import WebSockets
 from taskiq_flow_security.security import FlowSecurity
 
@@ -17,18 +17,18 @@ from taskiq_flow_security.security import FlowSecurity
 class HTTPSecurityMiddleware:
     """Lets no request reach an ASGI application that its caller may not make.
 
-    ``app.add_middleware(HTTPSecurityMiddleware, security=security, rules=[...])``. A path that no rule knows is denied;
-    without `rules`, those of the guide's API hold. While a request is handled, its principal acts: tasks are kicked in
-    its name, `current_principal` knows it, and it is at ``request.state.principal``. A `FlowSecurityError` that the
-    application raises becomes the answer that says it.
+    ``app.add_middleware(HTTPSecurityMiddleware, security=security, rules=[...])``. The `rules` come before those of the
+    guide's API, which hold too but for the ones that they hide; a path that no rule knows is denied. While a request is
+    handled, its principal acts: tasks are kicked in its name, `current_principal` knows it, and it is at
+    ``request.state.principal``. A `FlowSecurityError` that the application raises becomes the answer that says it.
 
     Raises `ConfigurationError` if rules or settings are wrong.
     """
 
-    def __init__(self, app: App, security: FlowSecurity, *, rules: Iterable[Rule] | None = None) -> None:
+    def __init__(self, app: App, security: FlowSecurity, *, rules: Iterable[Rule] = ()) -> None:
         self._app = app
         self._security = security
-        self._gate = Gate(security, guide_rules() if rules is None else rules)
+        self._gate = Gate(security, with_guide_rules(rules))
         self._websockets = WebSockets(app, self._gate)
         max_age = security.config.hsts_max_age
         self._hsts = f"max-age={max_age}; includeSubDomains".encode() if max_age else None
@@ -55,7 +55,7 @@ class HTTPSecurityMiddleware:
         except Exception as error:  # noqa: BLE001 (whatever it is, the request is refused)
             refusal = self._gate.refuse(visit, error)
             if refusal is not None:
-                await _answer(refusal, visit, answer)
+                await problem_of(refusal).send(answer.send)
                 return
             principal = visit.principal or ANONYMOUS
         with self._gate.entered(scope, visit, principal):
@@ -64,11 +64,7 @@ class HTTPSecurityMiddleware:
             except FlowSecurityError as error:
                 if answer.started:
                     raise
-                await _answer(error, visit, answer)
-
-
-async def _answer(error: FlowSecurityError, visit: Visit, answer: _Answer) -> None:
-    await problem_of(error, visit.endpoint).send(answer.send)
+                await problem_of(error).send(answer.send)
 
 
 class _Answer:
@@ -85,10 +81,18 @@ class _Answer:
         """Pass a message on to the server."""
         if not self.started and message["type"] == "http.response.start":
             self.started = True
-            headers = list(message.get("headers", ()))
-            if self._hsts is not None and all(name.lower() != _HSTS for name, _ in headers):
-                message = {**message, "headers": [*headers, (_HSTS, self._hsts)]}
+            if self._hsts is not None:
+                message = _with_hsts(message, self._hsts)
         await self._send(message)
+
+
+def _with_hsts(message: Message, hsts: bytes) -> Message:
+    """The start of an answer with this policy, unless it has one of its own."""
+    headers = message.get("headers", ())
+    for name, _ in headers:
+        if name.lower() == _HSTS:
+            return message
+    return {**message, "headers": [*headers, (_HSTS, hsts)]}
 
 
 _HSTS = b"strict-transport-security"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
@@ -20,6 +21,9 @@ from taskiq_flow_security.errors import (
     RateLimitExceededError,
 )
 from taskiq_flow_security.http.asgi import Send
+
+_NAME = re.compile(r"[A-Za-z0-9_.:-]+")
+"""What stands in a header as it is."""
 
 _REALM = 'realm="taskiq-flow"'
 
@@ -65,14 +69,14 @@ class Problem(NamedTuple):
         await send({"type": f"{kind}.body", "body": body})
 
 
-def problem_of(error: FlowSecurityError, endpoint: str = "default") -> Problem:
+def problem_of(error: FlowSecurityError) -> Problem:
     """The answer that says an error."""
     if isinstance(error, AuthenticationError):
         return _unauthenticated(error)
     if isinstance(error, AccessDeniedError):
         return _denied(error)
     if isinstance(error, RateLimitExceededError):
-        return _too_many(error, endpoint)
+        return _too_many(error)
     if isinstance(error, PolicyConflictError):
         return Problem(HTTPStatus.PRECONDITION_FAILED, error.reason, str(error))
     if isinstance(error, BackendUnavailableError):
@@ -106,14 +110,15 @@ def _denied(error: AccessDeniedError) -> Problem:
     return Problem(HTTPStatus.FORBIDDEN, error.reason, str(error.args[1]), headers)
 
 
-def _too_many(error: RateLimitExceededError, endpoint: str) -> Problem:
+def _too_many(error: RateLimitExceededError) -> Problem:
     """429 with ``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers-10)."""
     seconds = max(1, math.ceil(error.retry_after))
     headers = {"retry-after": str(seconds)}
     item = _limit(error.limit)
     if item is not None:
-        headers["ratelimit-policy"] = f'"{endpoint}";q={item.amount};w={item.get_expiry()}'
-        headers["ratelimit"] = f'"{endpoint}";r=0;t={seconds}'
+        name = error.name if _NAME.fullmatch(error.name or "") else "default"
+        headers["ratelimit-policy"] = f'"{name}";q={item.amount};w={item.get_expiry()}'
+        headers["ratelimit"] = f'"{name}";r=0;t={seconds}'
     return Problem(HTTPStatus.TOO_MANY_REQUESTS, error.reason, str(error), headers)
 
 

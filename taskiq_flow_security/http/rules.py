@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.routing import compile_path
 
@@ -20,6 +20,7 @@ WEBSOCKET = "WEBSOCKET"
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", WEBSOCKET})
 _PARAMETER = re.compile(r"{(\w+)}")
+_ENCODED = re.compile(rb"%(2f|5c|2e|00)", re.IGNORECASE)
 _ENDPOINT = re.compile(r"[A-Za-z0-9_.:-]+")
 
 _LONGEST = 2048
@@ -65,18 +66,20 @@ class Rule:
             _check_pipeline(what, self.pipeline, _compile(self)[1])
 
 
-class Match(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Match:
     """The rule that a request falls under, and the pipeline that its path names."""
 
     rule: Rule
     pipeline: str | None
+    request: AccessRequest | None = field(init=False)
+    """What has to be allowed, if anything."""
 
-    @property
-    def request(self) -> AccessRequest | None:
-        """What has to be allowed, if anything."""
-        if self.rule.permission is None:
-            return None
-        return AccessRequest(Permission(self.rule.permission), self.pipeline, endpoint=self.rule.endpoint)
+    def __post_init__(self) -> None:
+        rule, request = self.rule, None
+        if rule.permission is not None:
+            request = AccessRequest(Permission(rule.permission), self.pipeline, endpoint=rule.endpoint)
+        object.__setattr__(self, "request", request)  # the dataclass is frozen
 
 
 class RuleTable:
@@ -90,7 +93,7 @@ class RuleTable:
         self._paths: dict[str, list[tuple[re.Pattern[str], Any, Rule]]] = {}
         for rule in rules:
             pattern, convertors = _compile(rule)
-            if (earlier := self._shadow(rule, pattern)) is not None:
+            if (earlier := self._hider(rule, pattern)) is not None:
                 raise ConfigurationError(
                     f"rule {rule.method} {rule.path}: {earlier.path} comes before it; put the more special first."
                 )
@@ -123,7 +126,11 @@ class RuleTable:
             return Match(rule, str(convertors[name].convert(found[name])))
         return None
 
-    def _shadow(self, rule: Rule, pattern: re.Pattern[str]) -> Rule | None:
+    def hides(self, rule: Rule) -> bool:
+        """Whether a rule that came after these could never be reached, where that is plain to see."""
+        return self._hider(rule, _compile(rule)[0]) is not None
+
+    def _hider(self, rule: Rule, pattern: re.Pattern[str]) -> Rule | None:
         """An earlier rule that every path of this one falls under, where that is plain to see."""
         for earlier, _, other in self._paths.get(rule.method, ()):
             if _unnamed(earlier) == _unnamed(pattern) or ("{" not in rule.path and earlier.match(rule.path)):
@@ -156,8 +163,7 @@ def is_normal(path: str) -> bool:
 
 def is_plain(raw_path: bytes) -> bool:
     """Whether nothing that separates a path's segments was sent encoded (RFC 3986 section 2.2)."""
-    lower = raw_path.lower()
-    return not any(encoded in lower for encoded in (b"%2f", b"%5c", b"%2e", b"%00"))
+    return b"%" not in raw_path or _ENCODED.search(raw_path) is None
 
 
 def _compile(rule: Rule) -> tuple[re.Pattern[str], Any]:
@@ -186,6 +192,12 @@ def guide_rules(prefixes: Iterable[str] = ("", "/api")) -> tuple[Rule, ...]:
             (WEBSOCKET, "/ws", "websocket_connect", None),
         )
     )
+
+
+def with_guide_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """These rules, and after them those of `guide_rules` that none of them hides."""
+    table = RuleTable(own := tuple(rules))
+    return (*own, *(rule for rule in guide_rules() if not table.hides(rule)))
 
 
 def policy_rules(prefixes: Iterable[str] = ("", "/api")) -> tuple[Rule, ...]:

@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from contextlib import suppress
 from dataclasses import replace
-
-from pydantic_core import from_json, to_json
+from typing import Any
 
 from taskiq_flow_security.core.principal import ANONYMOUS, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
-from taskiq_flow_security.errors import (
-    AccessDeniedError,
-    AuthenticationError,
-    FlowSecurityError,
-    RateLimitExceededError,
-)
+from taskiq_flow_security.errors import AccessDeniedError, AuthenticationError, FlowSecurityError
 from taskiq_flow_security.http.asgi import App, Message, Receive, Scope, Send
-from taskiq_flow_security.http.credentials import Credentials, from_text
+from taskiq_flow_security.http.connection import Connection
+from taskiq_flow_security.http.credentials import Credentials
 from taskiq_flow_security.http.gate import Gate, Visit
-from taskiq_flow_security.http.problems import problem_of
+from taskiq_flow_security.http.limits import WEBSOCKET_LOGIN, WEBSOCKET_SUBSCRIBE
+from taskiq_flow_security.http.messages import pipelines_of, require_size
 from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule
 
 _CHECKED_EVERY = 0.5
 """Seconds after which a login that has ended, or was taken back, ends its connections."""
 
-_SUBSCRIBE = Rule(WEBSOCKET, "/{pipeline_id}", "websocket_subscribe", Permission.READ, "{pipeline_id}")
+_UNPROVEN = 10
+"""There is one place for who has proved nothing yet where there are so many for others."""
 
-_BEFORE_JSON = " \t\r\n\0\ufeff\xef\xbb\xbf\xfe\xff"
-
-_CODES = {
-    Reason.TOO_MANY_CONNECTIONS: 1013,
-    Reason.BACKEND_UNAVAILABLE: 1013,
-    Reason.INTERNAL_ERROR: 1011,
-    Reason.UNREADABLE_MESSAGE: 4400,
-}
-"""Codes of RFC 6455 section 7.4.1 and its registry; those from 4000 on are for applications, here like HTTP's."""
+_LOGIN = Match(Rule(WEBSOCKET, "/", WEBSOCKET_LOGIN), None)
+_SUBSCRIBE = Rule(WEBSOCKET, "/{pipeline_id}", WEBSOCKET_SUBSCRIBE, Permission.READ, "{pipeline_id}")
 
 
 class WebSockets:
@@ -54,20 +42,24 @@ class WebSockets:
     def __init__(self, app: App, gate: Gate) -> None:
         self._app = app
         self._gate = gate
-        self._open = 0
+        number = gate.security.config.websocket_max_connections
+        self._places = _Places(number)
+        self._unproven = _Places(max(1, number // _UNPROVEN))
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         visit = self._gate.visit(scope)
         connection = Connection(scope, receive, send)
-        self._open += 1
         try:
             await connection.receive()  # websocket.connect
             principal = await self._admit(visit, connection)
-            if principal is not None:
-                await self._converse(scope, visit, principal, connection)
+            if principal is None:
+                return
+            if connection.accepted and principal is not ANONYMOUS:
+                await connection.send_json({"type": "connected", "subject": principal.subject})
+            await self._converse(scope, visit, principal, connection)
         finally:
-            self._open -= 1
+            self._places.leave(connection)
 
     async def _admit(self, visit: Visit, connection: Connection) -> Principal | None:
         """In whose name the connection is made; ``None`` for nobody, and it is closed."""
@@ -78,24 +70,31 @@ class WebSockets:
 
     async def _authenticate(self, visit: Visit, connection: Connection) -> Principal:
         gate, config = self._gate, self._gate.security.config
-        if self._open > config.websocket_max_connections:
-            raise AccessDeniedError(Reason.TOO_MANY_CONNECTIONS, "Too many connections are open; try again later.")
         gate.require_https(visit)
         _require_origin(visit, config.websocket_origins)
-        if gate.require_rule(visit).rule.public:
+        public = gate.require_rule(visit).rule.public
+        given = None if public else await gate.credentials(visit)
+        if given is None and (public or not config.websocket_require_auth):
+            self._places.take(connection)
             await gate.count(visit)
             return gate.welcome(visit)
-        given = await gate.credentials(visit)
-        if given is not None:
-            principal = await gate.identify(visit, given)
-            await gate.count(visit)
-        elif config.websocket_require_auth:
-            principal = await gate.identify(visit, await connection.first_message(config.websocket_auth_timeout))
-            await connection.send_json({"type": "connected", "subject": principal.subject})
-        else:
-            return gate.welcome(visit)
+        principal = await gate.identify(visit, given or await self._ask(visit, connection))
+        self._places.take(connection)
+        await gate.count(visit)
         gate.authorize(visit, principal)
         return principal
+
+    async def _ask(self, visit: Visit, connection: Connection) -> Credentials:
+        """The credentials of a client that has sent none in its handshake. Raises as `Connection.first_message`.
+
+        Whoever is asked is counted by address here, by a limit of its own: the limit of the caller comes later.
+        """
+        self._unproven.take(connection)
+        try:
+            await self._gate.count(replace(visit, match=_LOGIN))
+            return await connection.first_message(self._gate.security.config.websocket_auth_timeout)
+        finally:
+            self._unproven.leave(connection)
 
     async def _converse(self, scope: Scope, visit: Visit, principal: Principal, connection: Connection) -> None:
         guarded = _Guarded(self._gate, visit, principal, connection)
@@ -108,11 +107,9 @@ class WebSockets:
                 return
             await app
         except FlowSecurityError as error:  # of the application: as over HTTP, it is the answer
-            await connection.refuse(error, visit.endpoint)
+            await connection.refuse(error)
         finally:
-            for task in (app, watch):
-                task.cancel()
-            await asyncio.gather(app, watch, return_exceptions=True)
+            await _end(app, watch)
 
     async def _login_ends(self, principal: Principal) -> Reason:
         """Wait until the login behind a principal is over, and say why."""
@@ -124,77 +121,26 @@ class WebSockets:
     async def _refuse(self, visit: Visit, connection: Connection, error: Exception) -> bool:
         refusal = self._gate.refuse(visit, error)
         if refusal is not None:
-            await connection.refuse(refusal, visit.endpoint)
+            await connection.refuse(refusal)
         return refusal is not None
 
 
-class Connection:
-    """One WebSocket: how far it is, and how it is refused at that point."""
+class _Places:
+    """Places for so many connections."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._can_answer = "websocket.http.response" in scope.get("extensions", {})
-        self._receive = receive
-        self._send = send
-        self._accepted = False
-        self._unread: Message | None = None
-        self.closed = False
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._taken: set[Connection] = set()
 
-    async def receive(self) -> Message:
-        """The next message of the client; a disconnection once the connection is closed."""
-        if self._unread is not None:
-            message, self._unread = self._unread, None
-            return message
-        if self.closed:
-            return {"type": "websocket.disconnect", "code": 1006}
-        message = await self._receive()
-        self.closed = self.closed or message["type"] == "websocket.disconnect"
-        return message
+    def take(self, connection: Connection) -> None:
+        """Give a connection a place. Raises `AccessDeniedError` if there is none left."""
+        if len(self._taken) >= self._number:
+            raise AccessDeniedError(Reason.TOO_MANY_CONNECTIONS, "Too many connections are open; try again later.")
+        self._taken.add(connection)
 
-    async def send(self, message: Message) -> None:
-        """Pass a message on to the client, if it still makes sense."""
-        kind = message["type"]
-        if self.closed or (self._accepted and kind == "websocket.accept"):
-            return
-        self._accepted = self._accepted or kind == "websocket.accept"
-        self.closed = kind == "websocket.close" or (
-            kind == "websocket.http.response.body" and not message.get("more_body", False)
-        )
-        await self._send(message)
-
-    async def send_json(self, content: dict[str, str]) -> None:
-        """Send a message of our own."""
-        await self.send({"type": "websocket.send", "text": to_json(content).decode()})
-
-    async def first_message(self, seconds: float) -> Credentials:
-        """Accept the connection and wait for the credentials in its first message.
-
-        Raises `AuthenticationError` if something else comes, which can be received again, or nothing in time.
-        """
-        await self.send({"type": "websocket.accept"})
-        with suppress(asyncio.TimeoutError):
-            message = await asyncio.wait_for(self.receive(), seconds)
-            auth = _auth_of(message.get("text"))
-            if auth is not None:
-                return from_text(auth)
-            self._unread = message
-        raise AuthenticationError(
-            Reason.NO_CREDENTIALS, 'Send {"type": "connect", "auth": "<API key or token>"} first, and soon.'
-        )
-
-    async def refuse(self, error: FlowSecurityError, endpoint: str) -> None:
-        """End the connection with what the error says: as an HTTP answer before it was accepted, where that is possible
-        (ASGI extension ``websocket.http.response``), else as a message and a code.
-        """
-        if self.closed:
-            return
-        problem = problem_of(error, endpoint)
-        if not self._accepted and self._can_answer:
-            self.closed = True
-            await problem.send(self._send, "websocket.http.response")
-            return
-        if self._accepted:
-            await self.send_json({"type": "error", "reason": problem.reason, "detail": problem.detail})
-        await self.send({"type": "websocket.close", "code": _code(error), "reason": problem.reason})
+    def leave(self, connection: Connection) -> None:
+        """Free the place of a connection, if it has one."""
+        self._taken.discard(connection)
 
 
 class _Guarded:
@@ -202,7 +148,7 @@ class _Guarded:
 
     def __init__(self, gate: Gate, visit: Visit, principal: Principal, connection: Connection) -> None:
         self._gate = gate
-        self._visit = visit
+        self._visit = replace(visit, match=Match(_SUBSCRIBE, None))
         self._principal = principal
         self._connection = connection
         self._connected = False
@@ -213,18 +159,28 @@ class _Guarded:
             self._connected = True
             return {"type": "websocket.connect"}
         message = await self._connection.receive()
-        if message["type"] == "websocket.receive" and self._principal is not ANONYMOUS:
-            visit = self._visit
-            try:
-                for pipeline in pipelines_in(message.get("text")) + pipelines_in(message.get("bytes")):
-                    visit = replace(self._visit, match=Match(_SUBSCRIBE, pipeline))
-                    self._gate.authorize(visit, self._principal)
-            except Exception as error:  # noqa: BLE001 (whatever it is, the message is not passed on)
-                refusal = self._gate.refuse(visit, error)
-                if refusal is not None:
-                    await self._connection.refuse(refusal, visit.endpoint)
-                    return await self._connection.receive()
-        return message
+        if message["type"] != "websocket.receive" or self._principal is ANONYMOUS or await self._may_send(message):
+            return message
+        return await self._connection.receive()  # that it is closed
+
+    async def _may_send(self, message: Message) -> bool:
+        """Whether a message may be passed on; if not, the connection has been ended."""
+        gate, visit = self._gate, self._visit
+        try:
+            require_size(message, gate.security.config.websocket_max_message_size)
+            pipelines = pipelines_of(message)
+            if pipelines:
+                await gate.count(visit)
+            for pipeline in pipelines:
+                visit = replace(self._visit, match=Match(_SUBSCRIBE, pipeline))
+                gate.authorize(visit, self._principal)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the message is not passed on)
+            refusal = gate.refuse(visit, error)
+            if refusal is None:
+                return True
+            await self._connection.refuse(refusal)
+            return False
+        return True
 
 
 def _require_origin(visit: Visit, allowed: list[str]) -> None:
@@ -240,61 +196,20 @@ def _require_origin(visit: Visit, allowed: list[str]) -> None:
         raise AccessDeniedError(Reason.ORIGIN, "Pages of this origin may not connect; name it in websocket_origins.")
 
 
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait for their ends, whatever those are."""
+    for task in tasks:
+        task.cancel()
+    # Not `gather`: cancelled itself meanwhile, as by Starlette's TestClient, it would raise that once more at its end.
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # or it is logged as lost
+
+
 def _ended(watch: asyncio.Future[Reason]) -> Exception:
     """Why a connection ends whose login was watched."""
     error = watch.exception()
     if isinstance(error, Exception):
         return error
     return AuthenticationError(watch.result(), "The login has ended; authenticate again.")
-
-
-def _auth_of(text: object) -> str | None:
-    try:
-        content = from_json(text) if isinstance(text, str) else None
-    except ValueError:
-        return None
-    if not isinstance(content, dict) or content.get("type") != "connect":
-        return None
-    auth = content.get("auth")
-    return auth if isinstance(auth, str) else None
-
-
-def pipelines_in(content: str | bytes | None) -> list[str]:
-    """The pipelines that a message names, wherever in it, and each time where it names one twice.
-
-    Raises `AccessDeniedError` for what looks like JSON and cannot be read here, but might be elsewhere.
-    """
-    named: list[object] = []
-
-    def look(pairs: list[tuple[str, object]]) -> None:
-        named.extend(value for name, value in pairs if name == "pipeline_id")
-
-    # The standard library's parser is the one that most applications use, and the most lenient one.
-    try:
-        json.loads(content or "null", object_pairs_hook=look)
-    except (ValueError, RecursionError):
-        if _looks_like_json(content or ""):
-            raise _unreadable() from None
-    pipelines = [name for name in named if isinstance(name, str)]
-    if len(pipelines) != len(named):
-        raise _unreadable()
-    return pipelines
-
-
-def _looks_like_json(content: str | bytes) -> bool:
-    """Whether some parser might find an object or an array after spaces, a byte order mark, or the zeros of UTF-16."""
-    text = content if isinstance(content, str) else content.decode("latin-1")
-    return text.lstrip(_BEFORE_JSON)[:1] in ("{", "[")
-
-
-def _unreadable() -> AccessDeniedError:
-    return AccessDeniedError(Reason.UNREADABLE_MESSAGE, "The message is not JSON that can be read.")
-
-
-def _code(error: FlowSecurityError) -> int:
-    code = _CODES.get(getattr(error, "reason", Reason.INTERNAL_ERROR))
-    if code is not None:
-        return code
-    if isinstance(error, AuthenticationError):
-        return 4401
-    return 4429 if isinstance(error, RateLimitExceededError) else 4403

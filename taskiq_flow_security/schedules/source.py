@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timezone
+import logging
 
 from taskiq import AsyncBroker, ScheduledTask, ScheduleSource
 from taskiq.exceptions import ScheduledTaskCancelledError
@@ -14,23 +14,25 @@ from taskiq.utils import maybe_awaitable
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import refusal
+from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.middleware import SecurityMiddleware
-from taskiq_flow_security.broker.sender import Kick, Sender
-from taskiq_flow_security.broker.task_events import record_allowed, record_denied
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL, schedule_claim
-from taskiq_flow_security.core.events import EventName
+from taskiq_flow_security.broker.sender import Sender, denial_of
+from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
+    AccessDeniedError,
     AuthenticationError,
     ConfigurationError,
     FlowSecurityError,
-    UnsignableMessageError,
 )
 from taskiq_flow_security.ids import new_id
-from taskiq_flow_security.schedules.payload import payload_of
+from taskiq_flow_security.schedules.grants import Grants, without_credentials
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL
-from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
+
+_logger = logging.getLogger(__name__)
+
+_PASSING = frozenset({Reason.NOT_YET_VALID, Reason.INTERNAL_ERROR})
+"""The reasons of a denial that may pass."""
 
 
 class ProtectedSchedules(ScheduleSource):
@@ -39,9 +41,9 @@ class ProtectedSchedules(ScheduleSource):
     ``source = ProtectedSchedules(ListRedisScheduleSource(url, serializer=JSONSerializer()), broker)``
 
     Who schedules a task must be allowed to kick it. What is stored carries a grant, signed: for this schedule of this
-    task with these arguments at these times, until `schedule_ttl` is over; where it is stored for a task that runs (a
-    retry, say), until the task's own principal expires. The scheduler sends what has such a grant, in the name of who
-    made it, and nothing else; at each firing, scheduler and worker decide by the policy as it is then.
+    task with these arguments at these times, until `schedule_ttl` is over; where a running task stores it, until the
+    task's own principal expires, and for a retry, until its message does. The scheduler sends what has such a grant, in
+    the name of who made it, and nothing else; at each firing, scheduler and worker decide by the policy as it is then.
 
     Schedules that stand in code, as labels of tasks, are made by nobody: they run as a service of the settings.
     ``ProtectedSchedules(LabelScheduleSource(broker), broker, service="nightly")``
@@ -56,6 +58,7 @@ class ProtectedSchedules(ScheduleSource):
         middleware = _middleware_of(broker)
         self._security: FlowSecurity = middleware.security
         self._sender: Sender = middleware.sender
+        self._grants = Grants(self._security)
         _check_source(source, service, self._security)
 
     async def startup(self) -> None:
@@ -79,118 +82,95 @@ class ProtectedSchedules(ScheduleSource):
         if not self._security.enabled:
             await self._source.add_schedule(schedule)
             return
-        message = _message(schedule)
-        kick = Kick(message)
+        kick = Kick.of(_message(schedule))
         try:
-            await self._sender.decide(kick)
-            granted = self._grant(schedule, kick)
-        except FlowSecurityError as error:
-            self._sender.record_denied(kick, error)
-            if not self._security.monitoring:
-                if not self._sender.kicked_by_hook(message):
-                    raise
-                # A retry of a task that has run: an exception would keep the receiver from acking it.
-                await refusal.answer(self._broker, message.task_id, error)
-                return
-            granted = _without_credentials(schedule)
-        await self._source.add_schedule(granted)
+            self._sender.decide(kick)
+            if self._sender.counts(kick):
+                await self._sender.count(kick)
+            granted = self._grants.grant(schedule, kick)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the schedule is not made)
+            denial = denial_of(error)
+        else:
+            await self._source.add_schedule(granted)
+            return
+        self._sender.record_denied(kick, denial)
+        if self._security.monitoring:
+            await self._source.add_schedule(without_credentials(schedule))
+        elif kick.by_hook:
+            # A retry of a task that has run: an exception would keep the receiver from acking it.
+            await refusal.answer(self._broker, kick.message.task_id, denial)
+        else:
+            raise denial
 
     async def pre_send(self, task: ScheduledTask) -> None:
-        """Act in the name of who has scheduled this, or cancel it."""
+        """Let this be sent in the name of who has scheduled it, or cancel it.
+
+        Where it was granted and is denied for good, who waits for it is told, and what is due only once is deleted.
+        """
         await maybe_awaitable(self._source.pre_send(task))
         if not self._security.enabled:
             return
         await self._security.live.catch_up()
+        kick = Kick.of(_message(task))
+        kick.message.labels[SCHEDULE_LABEL] = task.schedule_id
         try:
-            actor = self._act_for(task)
-        except FlowSecurityError as error:
-            record_denied(self._security, _message(task), error)
-            if self._security.monitoring:
-                return
-            raise ScheduledTaskCancelledError from error
-        acting.become(actor)
+            self._decide(task, kick)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the schedule is not sent)
+            denial = denial_of(error)
+        else:
+            return
+        acting.fire(None)
+        self._sender.record_denied(kick, denial)
+        if self._security.monitoring:
+            return
+        if self._service is None and kick.actor is not None and _for_good(denial):
+            await self._end(task, denial)
+        raise ScheduledTaskCancelledError from denial
 
     async def post_send(self, task: ScheduledTask) -> None:
-        """Act for nobody any more."""
-        acting.become(None)
+        """Tell the source that this was sent."""
         await maybe_awaitable(self._source.post_send(task))
 
-    def _grant(self, schedule: ScheduledTask, kick: Kick) -> ScheduledTask:
-        """The schedule as it is stored: with the labels that prove who may run it, and recorded."""
-        security, actor, message = self._security, kick.actor, kick.message
-        assert actor is not None  # it was decided about
-        now = security.clock()
-        token = self._token(schedule, actor, now)
-        labels = {**_without_credentials(schedule).labels, PRINCIPAL_LABEL: token.text}
-        if PIPELINE_LABEL in message.labels:
-            labels[PIPELINE_LABEL] = message.labels[PIPELINE_LABEL]
-        granted = schedule.model_copy(update={"labels": labels})
-        delegation = self._sender.delegation(actor, token, message)
-        if actor.received and not delegation.actors:
-            # Also what is scheduled by a middleware, to run again, is passed on by the task that has run.
-            delegation = delegation._replace(actors=(message.task_name,))
-        text, signature = security.schedules.sign(payload_of(granted), now, token.expires_at, delegation)
-        record_allowed(
-            security,
-            EventName.SCHEDULE_CREATED,
-            message,
-            actor.principal,
-            txn=token.txn,
-            signature=signature,
-            pipeline=None if kick.request is None else kick.request.pipeline,
-            decision=kick.decision,
-        )
-        return granted.model_copy(update={"labels": {**labels, SIGNATURE_LABEL: text}})
-
-    def _token(self, schedule: ScheduledTask, actor: Acting, now: float) -> PrincipalToken:
-        """The principal for as long as the schedule may run."""
-        security = self._security
-        if actor.received and actor.token is not None:
-            return actor.token  # a task passes on what it was given, for no longer than that lasts
-        until = now + security.config.schedule_ttl
-        if schedule.time is not None:
-            # A time without a zone is in UTC to TaskIQ's scheduler (0.13).
-            due = (schedule.time if schedule.time.tzinfo else schedule.time.replace(tzinfo=timezone.utc)).timestamp()
-            if due > until:
-                raise UnsignableMessageError("The schedule is due after its grant would end; raise schedule_ttl.")
-            until = max(due, now) + security.config.queue_ttl
-        if actor.principal.api_key_id is not None and actor.principal.expires_at is not None:
-            until = min(until, actor.principal.expires_at)
-        claim = schedule_claim(schedule.schedule_id, schedule)
-        return security.principals.issue(actor.principal, actor.txn, now, until, schedule=claim)
-
-    def _act_for(self, schedule: ScheduledTask) -> Acting:
-        """Who acts when this schedule is due. Raises `AuthenticationError` where nobody has granted it."""
-        security = self._security
+    def _decide(self, schedule: ScheduledTask, kick: Kick) -> None:
+        """Let this be sent, if it may. Who acts is known from then on that the grant has proved to be authentic."""
+        security, now = self._security, self._security.clock()
         if self._service is not None:
-            return Acting(security.service(self._service), new_id(), security, schedule=schedule.schedule_id)
-        now = security.clock()
-        text = schedule.labels.get(SIGNATURE_LABEL)
-        if text is None or PRINCIPAL_LABEL not in schedule.labels:
-            raise AuthenticationError(
-                Reason.UNSIGNED, "The schedule carries no grant; store it through ProtectedSchedules."
+            kick.actor = Acting(security.service(self._service), new_id(), security, schedule=schedule.schedule_id)
+        else:
+            signature, token = self._grants.read(schedule, now)
+            kick.actor = Acting(
+                token.principal.within(signature.delegation.scope),
+                token.txn,
+                security,
+                signature.delegation.pipeline,
+                token,
+                actors=signature.delegation.actors,
+                received=True,
+                schedule=schedule.schedule_id,
+                until=signature.expires_at,
             )
+            security.schedules.check_times(signature, now)
+            if security.revoked(signature.jti, signature.issued_at) is not None:
+                raise AuthenticationError(Reason.REVOKED, "The schedule has been revoked.")
+        acting.fire(kick.actor)
+        if not security.monitoring:  # or the kick that follows would record the same again
+            self._sender.decide(kick)
+
+    async def _end(self, schedule: ScheduledTask, denial: FlowSecurityError) -> None:
+        """Tell who waits for it that a schedule is denied, and delete what would only be denied again."""
+        if schedule.task_id is not None:
+            await refusal.answer(self._broker, schedule.task_id, denial)
+        if schedule.time is None or schedule.cron is not None or schedule.interval is not None:
+            return
         try:
-            payload = payload_of(schedule)
-        except UnsignableMessageError:
-            raise AuthenticationError(Reason.MALFORMED, "The schedule holds what nobody can sign.") from None
-        signature = security.schedules.read(text, payload, now)
-        security.schedules.check_times(signature, now)
-        token = security.verify_principal(schedule.labels[PRINCIPAL_LABEL], now)
-        granted = token.schedule
-        if granted not in (None, schedule_claim(schedule.schedule_id, schedule)) and not signature.delegation.actors:
-            raise AuthenticationError(Reason.WRONG_TASK, "The principal was granted for another schedule.")
-        if security.revoked(signature.jti, signature.issued_at) is not None:
-            raise AuthenticationError(Reason.REVOKED, "The schedule has been revoked.")
-        return Acting(
-            token.principal.within(signature.delegation.scope),
-            token.txn,
-            security,
-            token=token,
-            actors=signature.delegation.actors,
-            received=True,
-            schedule=schedule.schedule_id,
-        )
+            await self._source.delete_schedule(schedule.schedule_id)
+        except Exception:
+            _logger.exception("A schedule that was denied cannot be deleted.")
+
+
+def _for_good(denial: FlowSecurityError) -> bool:
+    """Whether what is denied now will be denied later, too."""
+    return isinstance(denial, (AccessDeniedError, AuthenticationError)) and denial.reason not in _PASSING
 
 
 def _middleware_of(broker: AsyncBroker) -> SecurityMiddleware:
@@ -220,12 +200,6 @@ def _check_source(source: ScheduleSource, service: str | None, security: FlowSec
             f"{type(source).__name__} unpickles schedules: whoever can write to its store runs code in the scheduler "
             "before any grant can be verified. Give it serializer=JSONSerializer(), or set unsafe_pickle_messages."
         )
-
-
-def _without_credentials(schedule: ScheduledTask) -> ScheduledTask:
-    credentials = (PRINCIPAL_LABEL, SIGNATURE_LABEL)
-    labels = {name: value for name, value in schedule.labels.items() if name not in credentials}
-    return schedule.model_copy(update={"labels": labels})
 
 
 def _message(schedule: ScheduledTask) -> TaskiqMessage:

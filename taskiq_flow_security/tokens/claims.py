@@ -47,4 +47,4 @@ class ScheduleClaim(BaseModel):
 
     id: str
     sha256: str
-    """Of the task and its arguments."""
+    """Of the task, its arguments, and the pipelines that it is run and that all this is done for."""

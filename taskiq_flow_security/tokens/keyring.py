@@ -118,10 +118,6 @@ class Keyring:
         """Neither sign with these keys any more nor believe what they have signed; no others than these."""
         self._revoked = frozenset(kids)
 
-    def revokes(self, kid: str) -> bool:
-        """Whether a key is one of these."""
-        return kid in self._revoked
-
     def without(self, kids: Iterable[str]) -> Keyring:
         """A keyring of all keys but these, whatever is revoked here."""
         gone = frozenset(kids)

@@ -31,6 +31,8 @@ class Delegation(NamedTuple):
     """The tasks that have passed the principal on, the first one first."""
     scope: Scope = UNRESTRICTED
     """What they have left of its rights."""
+    pipeline: str | None = None
+    """The pipeline that all this is done for, where the task itself belongs to another one."""
 
 
 NOT_DELEGATED = Delegation()
@@ -58,6 +60,7 @@ class _Header(JwsHeader):
     jti: str
     act: tuple[str, ...] = ()
     scope: ScopeClaim | None = None
+    pipeline: str | None = None
     denied: str | None = None
 
 
@@ -79,15 +82,16 @@ class MessageSigner:
         denied: str | None = None,
         *,
         fires: bool = False,
+        jti: str | None = None,
     ) -> tuple[str, MessageSignature]:
-        """Sign a message, which a schedule `fires`, or somebody sends.
+        """Sign a message, which a schedule `fires`, or somebody sends. It has an id of its own unless a `jti` is given.
 
         Raises `AuthenticationError` where this process has no key to do that with.
         """
         use = Use.FIRE if fires and not self._keyring.signs(Use.SEND, now) else Use.SEND
         key = self._keyring.signer(use, now, expires_at)
-        signature = MessageSignature(key.kid, new_id(), int(now), int(expires_at), delegation, denied)
-        # Only numbers and hexadecimal digits are filled in, so that nothing needs escaping.
+        signature = MessageSignature(key.kid, jti or new_id(), int(now), int(expires_at), delegation, denied)
+        # Only numbers and ids that were made here are filled in, so that nothing needs escaping.
         times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
         header = f'{self._header(key)},{times},"jti":"{signature.jti}"{_terms(signature)}}}'
         protected = jws.encode_segment(header.encode())
@@ -112,8 +116,9 @@ class MessageSigner:
         key = self._keyring.verifier(use, header.kid, now, self._leeway)
         jws.verify(token, header.alg, payload, key)
         delegation = NOT_DELEGATED
-        if header.act or header.scope is not None:
-            delegation = Delegation(header.act, UNRESTRICTED if header.scope is None else header.scope.scope())
+        if header.act or header.scope is not None or header.pipeline is not None:
+            scope = UNRESTRICTED if header.scope is None else header.scope.scope()
+            delegation = Delegation(header.act, scope, header.pipeline)
         return MessageSignature(
             header.kid, header.jti, header.iat, header.exp, delegation, header.denied, use is Use.FIRE
         )
@@ -132,6 +137,11 @@ def _terms(signature: MessageSignature) -> str:
     delegation, denied = signature.delegation, signature.denied
     if delegation is NOT_DELEGATED and denied is None:
         return ""
-    claims = {"act": delegation.actors or None, "scope": ScopeClaim.of(delegation.scope), "denied": denied}
+    claims = {
+        "act": delegation.actors or None,
+        "scope": ScopeClaim.of(delegation.scope),
+        "pipeline": delegation.pipeline,
+        "denied": denied,
+    }
     said = {name: claim for name, claim in claims.items() if claim is not None}
     return f",{to_json(said, exclude_none=True).decode()[1:-1]}" if said else ""

@@ -92,8 +92,8 @@ class PrincipalTokens:
             aud=self._audience,
             sub=principal.subject,
             roles=sorted(principal.roles),
-            permissions=None if principal.permissions is None else sorted(principal.permissions),
-            pipelines=sorted(principal.pipelines),
+            permissions=None if principal.granted_permissions is None else sorted(principal.granted_permissions),
+            pipelines=sorted(principal.granted_pipelines),
             api_key_id=principal.api_key_id,
             scope=ScopeClaim.of(principal.scope),
             login=LoginClaim.of(principal),
@@ -116,9 +116,9 @@ class PrincipalTokens:
         self._keep(token)
         return token
 
-    def by_revoked_key(self, token: PrincipalToken) -> bool:
-        """Whether nobody believes a token any more, because its key has been revoked."""
-        return self._keyring.revokes(token.kid)
+    def by_present_key(self, token: PrincipalToken, now: float, expires_at: float) -> bool:
+        """Whether the key of a token is the one that `issue` would use now. Raises as that does."""
+        return self._keyring.signer(Use.ISSUE, now, expires_at).kid == token.kid
 
     def verify(self, text: object, now: float) -> PrincipalToken:
         """The principal of a token that this process accepts now, or `AuthenticationError`."""
@@ -170,6 +170,7 @@ class PrincipalTokens:
             txn=claims.txn,
             token_id=None if claims.login is None else claims.login.jti,
             token_issued_at=None if claims.login is None else claims.login.iat,
+            issued_until=claims.exp,
         )
         return PrincipalToken(
             text, principal, claims.txn, claims.jti, kid, claims.iat, claims.nbf, claims.exp, claims.schedule

@@ -191,6 +191,22 @@ async def test_a_body_without_a_length_is_read_up_to_the_limit(served: Deploymen
     assert (await client.run("flow", PROCESSOR, 1))["result"] == 2
 
 
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    served: Deployment, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskiq_flow_security.http.api.bodies.BODY_SECONDS", 0.1)
+
+    host, port = client.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = "POST /pipelines/flow/execute HTTP/1.1", f"Host: {host}", f"X-API-Key: {PROCESSOR}", "Content-Length: 20"
+    writer.write("\r\n".join((*head, "Content-Type: application/json", "", '{"args": ')).encode())
+    answer = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode()
+    writer.close()
+    assert answer.startswith("HTTP/1.1 408")
+    assert PROBLEM in answer
+    assert served.notes == []
+
+
 async def test_a_name_that_the_caller_makes_up_is_not_repeated(client: Client) -> None:
     answer = await post(client, b'{"<script>alert(1)</script>": 1}', JSON)
     assert answer.status_code == 422

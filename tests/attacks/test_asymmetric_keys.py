@@ -29,7 +29,7 @@ from tests.attacks.forging import (
     write,
 )
 from tests.integration.inmemory.fixtures import NewProcess
-from tests.integration.inmemory.harness import PROCESSOR, Process
+from tests.integration.inmemory.harness import PROCESSOR, SECRET, Process
 
 ALGORITHMS = ("EdDSA", "ES256", "RS256")
 Private = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -200,11 +200,43 @@ async def test_a_signature_of_any_length_that_is_none_is_refused(
     await worker.refuses(write(forged), "bad_signature")
 
 
-async def test_a_process_does_not_sign_with_a_key_that_it_only_verifies_with(new_process: NewProcess) -> None:
-    process = new_process(signing_keys=[private("EdDSA", "api", "issue", "send", "verify")])
+@pytest.mark.parametrize("uses", [("issue", "send", "verify"), ("verify",)])
+async def test_a_process_does_not_sign_with_a_key_that_it_only_verifies_with(
+    new_process: NewProcess, uses: tuple[str, ...]
+) -> None:
+    process = new_process(signing_keys=[private("EdDSA", "api", *uses)])
     with pytest.raises(AuthenticationError) as refusal:
         process.security.labels_for(PROCESSOR)
     assert refusal.value.reason == "cannot_issue"
+    with pytest.raises(AuthenticationError) as refusal:
+        process.security.messages.sign(b"", process.clock.now, process.clock.now + 60)
+    assert refusal.value.reason == "cannot_issue"
+
+
+@pytest.mark.parametrize(
+    ("key", "verifying"),
+    [
+        (private("EdDSA", "api", "issue", "send"), public("EdDSA", "api", "verify")),
+        (
+            {"kid": "api", "alg": "HS256", "uses": ["issue", "send"], "secret": SECRET},
+            {"kid": "api", "alg": "HS256", "uses": ["verify"], "secret": SECRET},
+        ),
+    ],
+)
+async def test_a_key_that_is_only_to_verify_with_is_believed_in_principals_and_messages(
+    new_process: NewProcess, key: dict[str, Any], verifying: dict[str, Any]
+) -> None:
+    worker = new_process(signing_keys=[private("EdDSA", "worker", "send"), verifying])
+    await worker.runs(await new_process(signing_keys=[key]).genuine())
+
+
+@pytest.mark.parametrize("uses", [("send", "verify"), ("issue", "verify"), ("fire", "verify")])
+async def test_a_key_to_verify_one_use_with_is_believed_in_no_other(
+    new_process: NewProcess, uses: tuple[str, ...]
+) -> None:
+    api = new_process(signing_keys=[private("EdDSA", "api", "issue", "send")])
+    keys = [private("EdDSA", "own", "issue", "send"), public("EdDSA", "api", *uses)]
+    await new_process(signing_keys=keys).refuses(await api.genuine(), "unknown_key", serves=False)
 
 
 async def test_what_a_key_has_signed_is_refused_when_its_time_is_over(new_process: NewProcess) -> None:

@@ -35,7 +35,8 @@ ANOTHER_PEER = ("198.51.100.77", 1)
         ([("proxy-authorization", f"Bearer {token()}")], 401),
         ([("x_api_key", VIEWER)], 401),
         ([("cookie", f"x-api-key={VIEWER}")], 401),
-        ([("x-api-key", "")], 403),
+        ([("x-api-key", "")], 401),
+        ([("x-api-key", ""), ("x-api-key", "")], 400),
         ([("x-api-key", " " + VIEWER)], 403),
         ([("x-api-key", VIEWER.upper())], 403),
         ([("x-api-key", VIEWER[:-1])], 403),
@@ -104,6 +105,7 @@ async def test_a_thousand_failed_logins_shut_their_address_out_and_nobody_else()
     answer = await edge.get("/pipelines", key())
     assert answer.status == 429
     assert 0 < int(answer.headers["retry-after"]) <= 60
+    assert answer.headers["ratelimit-policy"] == '"failed_logins";q=20;w=60'
     assert (await edge.get("/pipelines", key(), client=ANOTHER_PEER)).status == 200
     edge.clock.now += 61
     assert (await edge.get("/pipelines", key())).status == 200

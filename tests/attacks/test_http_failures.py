@@ -183,12 +183,22 @@ async def test_two_hundred_requests_at_once_keep_their_principals_apart() -> Non
 
 async def test_nothing_of_a_request_is_left_for_the_next_one_in_the_same_context() -> None:
     edge = Edge(routes=[Route("/mine", lambda _: JSONResponse(1))], rules=OPEN)
-    state = {"of the lifespan": 1}
     for headers in (key(ADMIN), key("wrong"), key()):
-        await edge.get("/mine", headers, state=state)
+        await edge.get("/mine", headers)
         with pytest.raises(AuthenticationError):
             current_principal()
-    assert state == {"of the lifespan": 1}
+
+
+async def test_what_an_endpoint_leaves_in_the_state_of_its_request_an_outer_middleware_finds() -> None:
+    async def mine(request: Request) -> JSONResponse:
+        request.state.inner = request.state.outer + 1
+        return JSONResponse(1)
+
+    edge = Edge(routes=[Route("/mine", mine)], rules=OPEN)
+    state: dict[str, Any] = {"outer": 1}
+    await edge.get("/mine", key(), state=state)
+    assert state["inner"] == 2
+    assert state["principal"].subject == "viewer"
 
 
 async def test_no_request_brings_a_principal_along_in_its_state() -> None:

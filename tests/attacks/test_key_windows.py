@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 
+from tests.attacks.forging import principal_of, read
 from tests.integration.inmemory.fixtures import NewProcess
-from tests.integration.inmemory.harness import SECRET, STRANGER_SECRET, Clock
+from tests.integration.inmemory.harness import PROCESSOR, SECRET, STRANGER_SECRET, Clock
 
 HOUR = 3600
 
@@ -41,3 +42,25 @@ async def test_a_key_that_begins_to_sign_is_recorded_once_for_each_use(new_proce
     for _ in range(2):
         await process.runs(await process.genuine())
     assert changes == [("key_rotated", "issue: old -> new"), ("key_rotated", "send: old -> new")]
+
+
+async def test_who_acts_for_long_is_issued_a_new_principal_before_its_key_is_over(
+    new_process: NewProcess, clock: Clock
+) -> None:
+    now = datetime.fromtimestamp(clock.now, timezone.utc)
+    common = {"alg": "HS256", "uses": ["issue", "send"]}
+    keys = [
+        {"kid": "old", "secret": SECRET, "not_after": now + timedelta(hours=2), **common},
+        {"kid": "new", "secret": STRANGER_SECRET, "not_before": now + timedelta(hours=1), **common},
+    ]
+    process = new_process(jwt_secret=None, signing_keys=keys)
+    sent = []
+    with process.security.acting_as(PROCESSOR):
+        for _ in range(4):
+            await process.clean.kiq([1])
+            sent.append(process.broker.take())
+            clock.now += HOUR
+            await process.broker.deliver(sent[-1])
+    assert len(process.ran) == 4
+    texts = [principal_of(read(message)) for message in sent]
+    assert texts[0] != texts[1] == texts[2] == texts[3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -29,7 +30,7 @@ from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 from tests.attacks.forging import principal_of, read
 from tests.integration.inmemory.fixtures import NewProcess
-from tests.integration.inmemory.harness import PROCESSOR, VIEWER, AuditTrail, Clock, Process
+from tests.integration.inmemory.harness import PROCESSOR, VIEWER, AuditTrail, Clock, Outcome, Process
 from tests.unit.tokens.keys import OTHER_SECRET, PRIVATE, private_pem, public_pem
 
 ADMIN = Principal("root", permissions=["admin"])
@@ -142,6 +143,29 @@ async def test_who_may_not_kick_a_task_may_not_schedule_it(deployment: Deploymen
     assert [(entry.outcome, entry.reason) for entry in audit.take()] == [("deny", "acl"), ("deny", "no_principal")]
 
 
+@pytest.mark.parametrize("value", [b"\xff", object(), "\ud800"], ids=["bytes", "an object", "a lone surrogate"])
+async def test_what_cannot_be_signed_is_not_scheduled(deployment: Deployment, audit: AuditTrail, value: object) -> None:
+    with deployment.api.security.acting_as(PROCESSOR), pytest.raises(UnsignableMessageError):
+        await deployment.api.echo.schedule_by_cron(deployment.source, "* * * * *", value)
+    assert deployment.store.texts == {}
+    assert [entry.outcome for entry in audit.take()] == ["deny"]
+
+
+async def test_an_unexpected_error_lets_nothing_be_scheduled(
+    deployment: Deployment, audit: AuditTrail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the secret")
+
+    monkeypatch.setattr(deployment.api.security.schedules, "sign", fail)
+    with pytest.raises(AccessDeniedError) as denied:
+        await deployment.schedule()
+    assert denied.value.reason == "internal_error"
+    assert "secret" not in "".join(traceback.format_exception(denied.value))
+    assert deployment.store.texts == {}
+    assert [entry.outcome for entry in audit.take()] == ["deny"]
+
+
 def _altered(stored: ScheduledTask) -> dict[str, dict[str, Any]]:
     later = datetime(2030, 1, 1, tzinfo=timezone.utc)
     labels = stored.labels
@@ -239,7 +263,7 @@ async def _stolen(thief: Process, grant: str, task: Any, *args: Any, **how: Any)
     actor = Acting(token.principal, token.txn, thief.security, token=token, received=True, **how)
     (middleware,) = (other for other in thief.broker.middlewares if isinstance(other, SecurityMiddleware))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(middleware.sender, "_actor_of", lambda _given, _message: actor)
+        patch.setattr(middleware.sender, "_actor_of", lambda _kick: actor)
         await task.kiq(*args)
     return thief.broker.take()
 
@@ -269,14 +293,10 @@ async def test_a_schedule_ends_with_the_rights_of_who_made_it(
         else:
             await administration.revoke(ADMIN, Revocation(signing_key="one"))
     audit.take()
-    try:
-        sent = await deployment.fire(stored)
-    except AccessDeniedError:  # the grant is genuine, and the policy denies it
-        sent = []
-    assert sent == []
+    assert await deployment.fire(stored) == []
     assert [entry.outcome for entry in audit.take()] == ["deny"]
-    if what != "token":  # it is the schedule that was revoked, and not what it has sent before
-        assert (await deployment.worker.broker.deliver(queued)).result.is_err
+    assert (await deployment.worker.broker.deliver(queued)).result.is_err
+    assert deployment.worker.ran == []
 
 
 async def test_a_deleted_schedule_is_gone_with_its_grant(deployment: Deployment) -> None:
@@ -290,6 +310,73 @@ async def test_a_schedule_that_would_be_due_after_its_end_is_not_made(deployment
     with pytest.raises(UnsignableMessageError, match="schedule_ttl"):
         await deployment.schedule(due=due)
     assert deployment.store.texts == {}
+
+
+async def test_what_a_label_allows_is_not_scheduled_for_after_its_end(
+    deployment: Deployment, audit: AuditTrail
+) -> None:
+    labels = deployment.api.security.labels_for(PROCESSOR)
+    kicker = deployment.api.clean.kicker().with_labels(**labels)
+    soon, late = (datetime.fromtimestamp(deployment.api.clock.now, timezone.utc) + timedelta(days=n) for n in (1, 5))
+    with pytest.raises(UnsignableMessageError, match="label"):
+        await kicker.schedule_by_time(deployment.source, late, [1])
+    assert deployment.store.texts == {}
+    assert [entry.outcome for entry in audit.take()] == ["deny"]
+    await kicker.with_labels(**labels).schedule_by_time(deployment.source, soon - timedelta(hours=1), [1])
+    assert len(await deployment.fire(deployment.store.only)) == 1
+
+
+async def test_a_task_schedules_nothing_for_after_the_end_of_its_principal(deployment: Deployment) -> None:
+    errors: list[Exception] = []
+    worker = deployment.worker
+
+    @worker.broker.task("clean", pipeline="data")
+    async def clean(rows: list[int], scale: int = 1) -> None:
+        source = ProtectedSchedules(deployment.store, worker.broker)
+        for days in (0.5, 5):
+            due = datetime.fromtimestamp(worker.clock.now, timezone.utc) + timedelta(days=days)
+            try:
+                await worker.purge.schedule_by_time(source, due, rows)
+            except UnsignableMessageError as error:
+                errors.append(error)
+
+    await worker.broker.deliver(await deployment.api.genuine())
+    assert len(errors) == 1
+    assert len(await deployment.fire(deployment.store.only)) == 1
+
+
+async def test_an_explicit_label_makes_a_grant_for_this_schedule_until_the_label_ends(
+    deployment: Deployment, audit: AuditTrail
+) -> None:
+    security, clock = deployment.api.security, deployment.api.clock
+    labels = security.labels_for(PROCESSOR.restrict(pipelines=["data"]))
+    label = security.principals.verify(labels[PRINCIPAL_LABEL], clock.now)
+    clock.now += 3600
+    kicker = deployment.api.clean.kicker().with_labels(**labels)
+    await kicker.schedule_by_cron(deployment.source, "* * * * *", [1, 2])
+    (created,) = audit.take()
+    assert (created.event, created.sub, created.act) == ("schedule_created", "alice", None)
+    stored = deployment.store.only
+    grant = security.principals.verify(stored.labels[PRINCIPAL_LABEL], clock.now)
+    assert grant.schedule is not None
+    assert (grant.principal, grant.txn, grant.expires_at) == (label.principal, label.txn, label.expires_at)
+    message = await _stolen(deployment.api, grant.text, deployment.api.purge, [1])
+    await deployment.worker.refuses(message, "wrong_task", serves=False)
+    (message,) = await deployment.fire(stored)
+    await deployment.worker.runs(message)
+    clock.now = label.expires_at + 10
+    await deployment.sends_nothing(stored, "expired", audit)
+
+
+async def test_where_nothing_can_be_issued_a_label_is_stored_as_it_is(new_process: NewProcess) -> None:
+    api_keys, sending_keys = _asymmetric()
+    deployment = Deployment(new_process, jwt_secret=None, signing_keys=sending_keys)
+    issuer = new_process(jwt_secret=None, signing_keys=api_keys)
+    kicker = deployment.api.clean.kicker().with_labels(**issuer.security.labels_for(PROCESSOR))
+    await kicker.schedule_by_cron(deployment.source, "* * * * *", [1, 2])
+    (message,) = await deployment.fire(deployment.store.only)
+    deployment.worker.sender = issuer
+    await deployment.worker.runs(message)
 
 
 async def test_the_grant_of_what_is_due_once_ends_soon_after(deployment: Deployment, audit: AuditTrail) -> None:
@@ -408,6 +495,50 @@ async def test_a_retry_lasts_no_longer_than_the_principal_of_the_task(
     await deployment.sends_nothing(retry, "expired", audit)
 
 
+async def _retried_after(deployment: Deployment, seconds: float, delay: float = 100, **labels: Any) -> Outcome:
+    """What becomes of a task that fails after so long, and is to run again after that delay."""
+    fail = _failing(deployment.api).kicker().with_labels(**labels)
+    first = await deployment.api.kick(fail)
+    worker = deployment.worker
+
+    @worker.broker.task("fail", pipeline="data", retry_on_error=True)
+    async def fail_late(value: int = 0) -> None:
+        worker.clock.now += seconds
+        raise ValueError
+
+    source = ProtectedSchedules(deployment.store, worker.broker)
+    worker.broker.add_middlewares(SmartRetryMiddleware(schedule_source=source, default_delay=delay))
+    return await worker.broker.deliver(first)
+
+
+@pytest.mark.parametrize(("seconds", "delay"), [(305, 0), (0, 305)])
+async def test_what_would_be_retried_after_its_time_to_live_is_not(
+    new_process: NewProcess, audit: AuditTrail, seconds: float, delay: float
+) -> None:
+    deployment = Deployment(new_process)
+    deployment.worker.clock.now = time.time()  # by which the middleware says when a retry is due
+    outcome = await _retried_after(deployment, seconds, delay, queue_ttl=300)
+    assert deployment.store.texts == {}
+    assert (outcome.acks, outcome.reason) == (1, "expired")
+    assert [entry.reason for entry in audit.take() if entry.outcome == "deny"] == ["expired"]
+
+
+async def test_a_retry_lasts_no_longer_than_the_message_that_it_repeats(
+    new_process: NewProcess, audit: AuditTrail
+) -> None:
+    deployment = Deployment(new_process)
+    clock = deployment.worker.clock
+    clock.now = first_kick = time.time()
+    await _retried_after(deployment, 10, queue_ttl=300)
+    retry = deployment.store.only
+    _failing(deployment.scheduler)
+    clock.now = first_kick + 290
+    (message,) = await deployment.fire(retry)
+    clock.now = first_kick + 300 + 10
+    await deployment.worker.refuses(message, "expired", serves=False)
+    await deployment.sends_nothing(retry, "expired", audit)
+
+
 async def test_a_retry_that_is_denied_leaves_nobody_waiting(new_process: NewProcess) -> None:
     deployment = Deployment(new_process)
     first = await deployment.api.kick(_failing(deployment.api))
@@ -493,6 +624,52 @@ async def test_a_key_for_schedules_only_sends_nothing_else_whoever_has_stolen_it
     await firing.worker.runs(queued)
 
 
+async def test_a_key_for_schedules_only_makes_no_schedule(firing: Deployment, audit: AuditTrail) -> None:
+    principal = principal_of(read(await firing.api.genuine()))
+    forged = ScheduledTask(
+        task_name="purge", labels={PRINCIPAL_LABEL: principal}, args=[[1]], kwargs={}, cron="* * * * *"
+    )
+    now = firing.scheduler.clock.now
+    text, _ = firing.scheduler.security.schedules.sign(payload_of(forged), now, now + 60, fires=True)
+    forged.labels[SIGNATURE_LABEL] = text
+    firing.scheduler = firing.worker  # another scheduler, whose key can send all
+    await firing.sends_nothing(forged, "wrong_task", audit)
+
+
+async def test_a_key_for_schedules_only_moves_nothing_to_another_pipeline(firing: Deployment) -> None:
+    with firing.api.security.acting_as(Principal("alice", ["processor", "reporter"]), pipeline="data"):
+        await firing.api.loose.schedule_by_cron(firing.source, "* * * * *")
+    stored = firing.store.only
+    moved = _labelled(firing.scheduler.loose, stored.schedule_id).with_labels(pipeline="reports")
+    message = await _stolen(firing.scheduler, stored.labels[PRINCIPAL_LABEL], moved, schedule=stored.schedule_id)
+    await firing.worker.refuses(message, "wrong_task", serves=False)
+    (message,) = await firing.fire(stored)
+    await firing.worker.runs(message)
+
+
+async def test_what_follows_from_a_schedule_is_done_for_the_pipeline_that_it_was_made_for(firing: Deployment) -> None:
+    worker = firing.worker
+
+    @worker.broker.task("clean", pipeline="data")
+    async def clean(rows: list[int], scale: int = 1) -> None:
+        await worker.loose.kiq()
+
+    maker = Principal("alice", ["processor", "reporter"])
+    with firing.api.security.acting_as(maker, pipeline="reports"):
+        await firing.api.clean.schedule_by_cron(firing.source, "* * * * *", [1])
+    stored = firing.store.only
+    firing.scheduler.broker.local_task_registry.clear()  # a scheduler needs no tasks
+    (message,) = await firing.fire(stored)
+    await worker.broker.deliver(message)
+    assert read(worker.broker.take()).labels["pipeline"] == "reports"
+
+    task = _labelled(firing.scheduler.clean, stored.schedule_id)
+    grant = stored.labels[PRINCIPAL_LABEL]
+    for pipeline in (None, "other"):
+        forged = await _stolen(firing.scheduler, grant, task, [1], schedule=stored.schedule_id, pipeline=pipeline)
+        await worker.refuses(forged, "wrong_task", serves=False)
+
+
 async def test_a_process_with_a_key_for_schedules_only_can_kick_nothing(firing: Deployment) -> None:
     labels = firing.api.security.labels_for(PROCESSOR)
     with pytest.raises(SendTaskError) as refusal:
@@ -540,8 +717,8 @@ async def test_a_worker_that_can_issue_nothing_schedules_its_retries(new_process
 SERVICES = {"nightly": {"roles": ["processor"]}, "idle": {"roles": []}}
 
 
-async def _due_labels(process: Process, service: str) -> list[bytes]:
-    @process.broker.task("cleanup", pipeline="data", schedule=[{"cron": "* * * * *", "args": [7]}])
+async def _due_labels(process: Process, service: str, **when: object) -> list[bytes]:
+    @process.broker.task("cleanup", pipeline="data", schedule=[{**(when or {"cron": "* * * * *"}), "args": [7]}])
     async def cleanup(value: int) -> None:
         process.ran.append(("cleanup", value))
 
@@ -560,11 +737,12 @@ async def test_schedules_in_code_run_as_a_service(new_process: NewProcess, audit
     assert {entry.sub for entry in audit.take()} == {"service:nightly"}
 
 
-async def test_a_service_that_may_not_run_a_schedule_in_code_sends_nothing(new_process: NewProcess) -> None:
-    process = new_process(services=SERVICES)
-    with pytest.raises(AccessDeniedError):
-        await _due_labels(process, "idle")
-    assert process.broker.sent == []
+@pytest.mark.parametrize("when", [{"cron": "* * * * *"}, {"time": datetime(2026, 1, 1, tzinfo=timezone.utc)}])
+async def test_a_service_that_may_not_run_a_schedule_in_code_sends_nothing(
+    new_process: NewProcess, caplog: pytest.LogCaptureFixture, when: dict[str, object]
+) -> None:
+    assert await _due_labels(new_process(services=SERVICES), "idle", **when) == []
+    assert "cannot be deleted" not in caplog.text  # what stands in code stays there
 
 
 def test_what_cannot_be_protected_is_refused_at_once(new_process: NewProcess) -> None:

@@ -11,9 +11,12 @@ from starlette.routing import WebSocketRoute
 
 from taskiq_flow_security.http import Rule
 from taskiq_flow_security.http.rules import WEBSOCKET
-from tests.edge import ADMIN, NOW, PROXY, VIEWER, Edge, bearer, connect, key, token
+from tests.edge import ADMIN, API_KEYS, NOW, PROXY, VIEWER, Edge, bearer, connect, key, token
 
 LATE = {"websocket_auth_timeout": 0.05}
+
+MANY = "key-with-a-larger-limit-0123456789"
+OFTEN = {"websocket_connect": "100/minute"}
 
 
 async def test_a_credential_in_the_handshake_connects() -> None:
@@ -26,7 +29,9 @@ async def test_a_credential_in_the_handshake_connects() -> None:
         assert edge.reached[-1][1] == subject
 
 
-@pytest.mark.parametrize(("credential", "subject"), [(VIEWER, "viewer"), (token(), "carol")])
+@pytest.mark.parametrize(
+    ("credential", "subject"), [(VIEWER, "viewer"), (token(), "carol"), (f"Bearer {token()}", "carol")]
+)
 async def test_a_credential_in_the_first_message_connects_and_is_not_passed_on(credential: str, subject: str) -> None:
     edge = Edge()
     async with connect(edge.app) as client:
@@ -74,8 +79,8 @@ FIRST_MESSAGES: list[Any] = [
     {"auth": VIEWER},
     {"type": "subscribe", "pipeline_id": "p1", "auth": VIEWER},
     [{"type": "connect", "auth": VIEWER}],
-    "[" * 100_000,
-    '{"a":' * 100_000,
+    "[" * 10_000,
+    '{"a":' * 3_000,
     '\ufeff{"type": "connect", "auth": "x"}',
     '{"type": "connect", "auth": "\\ud800',
 ]
@@ -94,7 +99,7 @@ async def test_another_first_message_is_no_login(message: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "auth", ["", "wrong", "a" * 1_000_000, "eyJ.x.y", "\ud800", "\x00", token(exp=1), f"Bearer {VIEWER}"]
+    "auth", ["", "wrong", "a" * 16_000, "eyJ.x.y", "\ud800", "\x00", token(exp=1), f"Bearer {VIEWER}"]
 )
 async def test_a_bad_credential_in_the_first_message_ends_the_connection(auth: str) -> None:
     edge = Edge()
@@ -104,6 +109,20 @@ async def test_a_bad_credential_in_the_first_message_ends_the_connection(auth: s
         assert await client.close_code() == 4401
     assert edge.reached == []
     assert edge.trail.last.event == "authn_login_fail"
+
+
+async def test_a_first_message_that_is_too_big_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    edge = Edge()
+    login = json.dumps({"type": "connect", "auth": VIEWER})
+    async with connect(edge.app) as client:
+        client.send(login.ljust(16 * 1024))
+        assert (await client.receive())["type"] == "connected"
+    monkeypatch.setattr("taskiq_flow_security.http.messages.from_json", None)
+    for message in (login.ljust(16 * 1024 + 1), b"x" * 20_000):
+        async with connect(edge.app) as client:
+            client.send(message)
+            assert (await client.receive())["reason"] == "message_too_big"
+            assert await client.close_code() == 1009
 
 
 @pytest.mark.parametrize(
@@ -185,23 +204,63 @@ async def test_one_connection_too_many_is_denied_until_another_one_ends() -> Non
     edge = Edge(settings={"websocket_max_connections": 2, "rate_limits": {"websocket_connect": "100/minute"}})
     async with connect(edge.app, key()) as one, connect(edge.app) as two:
         await one.accepted()
-        await two.accepted()
+        two.send({"type": "connect", "auth": VIEWER})
+        assert (await two.receive())["type"] == "connected"
         async with connect(edge.app, key(ADMIN)) as third:
             answer = await third.denial()
             assert (answer.status, answer.reason) == (503, "too_many_connections")
+        async with connect(edge.app) as third:
+            third.send({"type": "connect", "auth": ADMIN})
+            assert (await third.receive())["reason"] == "too_many_connections"
+            assert await third.close_code() == 1013
     async with connect(edge.app, key(ADMIN)) as fourth:
         await fourth.accepted()
 
 
-async def test_the_connect_limit_of_the_guide_holds_for_who_has_no_credential_and_for_who_has_one() -> None:
-    for headers in ([], key()):
-        edge = Edge(settings=LATE)
-        for number in range(7):
-            async with connect(edge.app, headers) as client:
-                if number < 5:
-                    await client.accepted()
-                else:
-                    assert (await client.denial()).status == 429
+async def test_clients_that_prove_nothing_take_no_place_of_those_that_do() -> None:
+    edge = Edge(settings={"websocket_max_connections": 20})
+    async with connect(edge.app) as one, connect(edge.app) as two:
+        await one.accepted()
+        await two.accepted()
+        async with connect(edge.app) as third:
+            assert (await third.denial()).reason == "too_many_connections"
+        async with connect(edge.app, key()) as known:
+            await known.accepted()
+        one.send({"type": "connect", "auth": VIEWER})
+        assert (await one.receive())["type"] == "connected"
+        async with connect(edge.app) as fourth:
+            await fourth.accepted()
+
+
+@pytest.mark.parametrize("headers", [[], key()])
+async def test_the_connect_limit_of_the_guide_holds_however_somebody_logs_in(headers: Any) -> None:
+    edge = Edge(settings={"api_keys": {**API_KEYS, MANY: API_KEYS[VIEWER] | {"subject": "x", "rate_limits": OFTEN}}})
+    for number in range(7):
+        async with connect(edge.app, headers) as client:
+            if not headers:
+                client.send({"type": "connect", "auth": VIEWER})
+                answer = await client.receive()
+                assert answer.get("reason") == (None if number < 5 else "rate_limit")
+            elif number < 5:
+                await client.accepted()
+            else:
+                assert (await client.denial()).status == 429
+    for _ in range(20):  # a key with a larger limit, from the same address
+        async with connect(edge.app) as client:
+            client.send({"type": "connect", "auth": MANY})
+            assert (await client.receive())["type"] == "connected"
+
+
+async def test_handshakes_without_credentials_have_a_limit_for_each_address() -> None:
+    edge = Edge(settings={"rate_limits": {"websocket_login": "2/minute"}})
+    for number in range(3):
+        async with connect(edge.app) as client:
+            if number < 2:
+                await client.accepted()
+            else:
+                assert (await client.denial()).status == 429
+    async with connect(edge.app, client=("198.51.100.77", 1)) as client:
+        await client.accepted()
 
 
 async def test_failed_logins_by_first_message_are_counted_with_those_over_http() -> None:

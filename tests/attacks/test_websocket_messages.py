@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
 
 import pytest
 
@@ -20,7 +21,7 @@ TRICKS: dict[str, str | bytes] = {
     "escaped value": '{"pipeline_id": "\\u0070\\u0032"}',
     "in an array": f'[{{"pipeline_id": "p1"}}, {FORBIDDEN}]',
     "deep inside": '{"a":' * 500 + FORBIDDEN + "}" * 500,
-    "deeper than parsers go": "[" * 100_000 + FORBIDDEN + "]" * 100_000,
+    "deeper than parsers go": "[" * 30_000 + FORBIDDEN + "]" * 30_000,
     "beside nan": '{"pipeline_id": "p2", "x": NaN}',
     "beside infinity": '{"pipeline_id": "p2", "x": -Infinity}',
     "beside a huge number": '{"pipeline_id": "p2", "x": ' + "9" * 5000 + "}",
@@ -87,6 +88,57 @@ async def test_what_is_no_json_object_is_passed_on(message: str | bytes) -> None
         client.send(message)
         assert await client.receive() == {"type": "received"}
     assert edge.reached == [(str(message), "viewer")]
+
+
+@pytest.mark.parametrize("encode", [str, str.encode], ids=["text", "bytes"])
+async def test_a_message_that_is_too_big_ends_the_connection_before_anything_parses_it(
+    encode: Callable[[str], str | bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge = Edge(settings={"websocket_max_message_size": 2000})
+    fits = '{"pipeline_id": "p1", "padding": "' + "x" * 1964 + '"}'
+    async with connect(edge.app, key()) as client:
+        client.send(encode(fits))
+        assert await client.receive() == {"type": "received"}
+        monkeypatch.setattr("taskiq_flow_security.http.messages.pipelines_in", None)
+        client.send(encode(fits + " "))
+        assert (await client.receive())["reason"] == "message_too_big"
+        assert await client.close_code() == 1009
+    assert len(edge.reached) == 1
+
+
+async def test_a_pipeline_that_a_message_names_often_is_decided_about_once() -> None:
+    edge = Edge()
+    async with connect(edge.app, key()) as client:
+        client.send([{"pipeline_id": "p1"}] * 1000)
+        assert await client.receive() == {"type": "received"}
+    assert [event.pipeline for event in edge.trail.events].count("p1") == 1
+
+
+async def test_a_message_names_no_more_pipelines_than_can_be_recorded() -> None:
+    edge = Edge()
+    async with connect(edge.app, key(ADMIN)) as client:
+        for number in (20, 21):
+            client.send([{"pipeline_id": f"p{place}"} for place in range(number)])
+        assert await client.receive() == {"type": "received"}
+        assert (await client.receive())["reason"] == "message_too_big"
+        assert await client.close_code() == 1009
+
+
+async def test_subscriptions_are_counted_for_each_principal_and_other_messages_are_not() -> None:
+    edge = Edge(settings={"rate_limits": {"websocket_subscribe": "3/minute"}})
+    async with connect(edge.app, key()) as one, connect(edge.app, key()) as two, connect(edge.app, key(ADMIN)) as admin:
+        for client in (one, two, one):
+            client.send("ping")
+            client.subscribe("p1")
+            assert [await client.receive() for _ in range(2)] == [{"type": "received"}] * 2
+        two.subscribe("p1")
+        assert (await two.receive())["reason"] == "rate_limit"
+        assert await two.close_code() == 4429
+        admin.subscribe("p1")
+        assert await admin.receive() == {"type": "received"}
+    assert ("excess_rate_limit_exceeded", "endpoint:websocket_subscribe") in [
+        (event.event, event.task) for event in edge.trail.events
+    ]
 
 
 async def test_an_admin_may_subscribe_to_every_pipeline() -> None:

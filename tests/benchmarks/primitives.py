@@ -42,6 +42,8 @@ from tests.benchmarks.harness import Batch, Effort, measure, repeat, repeat_asyn
 from tests.benchmarks.report import Target, print_comparison
 
 _TTL = 3600.0
+_SIZE = 1000
+"""Bytes of the message, of which it depends how much it may say."""
 _AUDIENCE = "benchmark"
 
 
@@ -81,7 +83,7 @@ def _signing() -> dict[str, Batch]:
 
 def _verifying() -> dict[str, Batch]:
     message = _message()
-    payload = wire.received_payload(message)
+    payload = wire.received_payload(message, _SIZE)
 
     def variants(algorithm: Algorithm) -> dict[str, Batch]:
         token = _pyjwt_encode(algorithm, payload)
@@ -95,13 +97,13 @@ def _verifying() -> dict[str, Batch]:
     return {
         **variants("HS256"),
         **variants("EdDSA"),
-        "make the payload": repeat(lambda: wire.received_payload(message)),
+        "make the payload": repeat(lambda: wire.received_payload(message, _SIZE)),
         "read the message from the payload": repeat(lambda: wire.restore(message, payload)),
     }
 
 
 def _delegations() -> dict[str, Batch]:
-    payload = wire.received_payload(_message())
+    payload = wire.received_payload(_message(), _SIZE)
     signer = new_security("HS256").messages
 
     def passed_on(depth: int) -> Batch:

@@ -25,6 +25,7 @@ ERRORS: list[FlowSecurityError] = [
     AccessDeniedError("acl", "Why."),
     ResultVerificationError("unsigned", "Why."),
     RateLimitExceededError(1.5, "The limit is 1 per 1 minute."),
+    RateLimitExceededError(1.5, "The limit is 1 per 1 minute.", "1 per 1 minute", "get_dag"),
     BackendUnavailableError("Away."),
     ConfigurationError("Wrong."),
     UnsignableMessageError("No JSON."),

@@ -73,31 +73,27 @@ async def test_a_window_moves(limit: str, monkeypatch: pytest.MonkeyPatch) -> No
         await limits.hit(limit, "alice")
 
 
-async def test_in_memory_many_identities_are_forgotten_when_their_window_is_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_in_memory_many_identities_are_forgotten_when_their_window_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000_000.0
     monkeypatch.setattr("time.time", lambda: now)
     windows = MemoryWindows()
     for number in range(1000):
-        await windows.acquire_entry(str(number), 10, 60)
+        windows.hit(10, 60, (str(number),))
     now += 61
     for _ in range(1000):
-        assert await windows.acquire_entry("alice", 1000, 60)
+        assert windows.hit(1000, 60, ("alice",)) is None
     assert windows.remembered == 1
 
 
-async def test_in_memory_identities_are_bounded_and_the_ones_longest_unseen_go_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_in_memory_identities_are_bounded_and_the_ones_longest_unseen_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskiq_flow_security.rate_limits._REMEMBERED", 100)
     windows = MemoryWindows()
     for number in range(1000):
-        await windows.acquire_entry(str(number), 1, 60)
-        assert await windows.acquire_entry("alice", 10_000, 60)
+        windows.hit(1, 60, (str(number),))
+        assert windows.hit(10_000, 60, ("alice",)) is None
     assert windows.remembered == 100
-    assert not await windows.acquire_entry("999", 1, 60)
-    assert await windows.acquire_entry("0", 1, 60)
+    assert windows.hit(1, 60, ("999",)) is not None
+    assert windows.hit(1, 60, ("0",)) is None
 
 
 async def test_a_limit_of_nothing_denies_and_harms_nobody_else() -> None:
@@ -109,7 +105,7 @@ async def test_a_limit_of_nothing_denies_and_harms_nobody_else() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 2)), max_size=60), st.integers(1, 5))
-async def test_in_memory_no_window_ever_has_more_uses_than_the_limit_and_none_is_denied_too_early(
+def test_in_memory_no_window_ever_has_more_uses_than_the_limit_and_none_is_denied_too_early(
     uses: list[tuple[str, float]], limit: int
 ) -> None:
     windows, now, accepted = MemoryWindows(), 1_000_000.0, dict[str, list[float]](a=[], b=[])
@@ -118,10 +114,9 @@ async def test_in_memory_no_window_ever_has_more_uses_than_the_limit_and_none_is
         recent = [moment for moment in accepted[who] if moment > now - 3]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("time.time", lambda now=now: now)
-            allowed = await windows.acquire_entry(who, limit, 3)
-            oldest, count = await windows.get_moving_window(who, limit, 3)
-        assert allowed is (len(recent) < limit)
-        if allowed:
+            retry_after = windows.hit(limit, 3, (who,))
+        if len(recent) < limit:
+            assert retry_after is None
             accepted[who].append(now)
-            recent.append(now)
-        assert (oldest, count) == (recent[0], len(recent))
+        else:
+            assert retry_after == recent[0] - (now - 3)

@@ -7,22 +7,21 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from taskiq import AsyncBroker
 
 from taskiq_flow_security.broker.middleware import SecurityMiddleware
 from taskiq_flow_security.config import TaskiqFlowConfig
-from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.errors import ConfigurationError, FlowSecurityError
 from taskiq_flow_security.http.api import documents
 from taskiq_flow_security.http.api.endpoints import Endpoints
-from taskiq_flow_security.http.api.failures import on_http_exception, on_unexpected_error
+from taskiq_flow_security.http.api.failures import on_http_exception, on_security_error, on_unexpected_error
 from taskiq_flow_security.http.api.live import Live
 from taskiq_flow_security.http.api.policy import PolicyEndpoints
 from taskiq_flow_security.http.api.run_states import check_results
 from taskiq_flow_security.http.middleware import HTTPSecurityMiddleware
-from taskiq_flow_security.http.rules import Rule, guide_rules, policy_rules
+from taskiq_flow_security.http.rules import Rule, policy_rules
 from taskiq_flow_security.pipelines import Catalogue
 from taskiq_flow_security.security import FlowSecurity
 
@@ -62,18 +61,22 @@ class VisualizationAPI:
         config = self.security.config
         self._catalogue = Catalogue(broker, patience=config.principal_ttl + config.clock_leeway)
         routes = [
+            *documents.description_routes(),
             *_routes(Endpoints(self.security, broker, self._catalogue), Live(self.security, self._catalogue)),
             *_policy_routes(PolicyEndpoints(self.security.administration)),
         ]
         app = Starlette(
-            routes=[*documents.routes(), Mount(_PREFIX, routes=routes), *routes],
+            routes=[*documents.page_routes(), Mount(_PREFIX, routes=routes), *routes],
             lifespan=self._lifespan,
-            middleware=[Middleware(HTTPSecurityMiddleware, self.security, rules=rules())],
-            exception_handlers={HTTPException: on_http_exception, Exception: on_unexpected_error},
+            exception_handlers={
+                HTTPException: on_http_exception,
+                FlowSecurityError: on_security_error,
+                Exception: on_unexpected_error,
+            },
         )
         app.router.redirect_slashes = False  # a path is one of ours, or none
-        app.middleware_stack = app.build_middleware_stack()  # now, and so what is wrong with the settings is said now
-        self._app = app
+        # Around the whole application: what Starlette answers to an unexpected error passes through it, too.
+        self._app = HTTPSecurityMiddleware(app, self.security, rules=rules())
 
     def add_pipeline(self, pipeline_id: str, pipeline: object) -> None:
         """Serve a pipeline. Raises `ConfigurationError` if that is not possible."""
@@ -108,9 +111,10 @@ def _secure(broker: AsyncBroker, config: TaskiqFlowConfig | None) -> FlowSecurit
 
 
 def rules() -> list[Rule]:
-    """Who may use which path of the API."""
-    health = (Rule("GET", f"{prefix}/health", "health", public=True) for prefix in ("", _PREFIX))
-    return [*guide_rules(("", _PREFIX)), *policy_rules(("", _PREFIX)), *health, *documents.public_rules()]
+    """Who may use which path of the API, beside those of the guide."""
+    prefixes = ("", _PREFIX)
+    health = (Rule("GET", f"{prefix}/health", "health", public=True) for prefix in prefixes)
+    return [*policy_rules(prefixes), *health, *documents.public_rules(prefixes)]
 
 
 def _routes(endpoints: Endpoints, live: Live) -> list[BaseRoute]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 MAX_BODY_BYTES = 1024 * 1024
+BODY_SECONDS = 30.0
+"""How long a client may take to send a body."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -18,10 +21,13 @@ M = TypeVar("M", bound=BaseModel)
 async def read(request: Request, model: type[M]) -> M:
     """The body of a request; an empty one stands for an empty object.
 
-    Raises `HTTPException`: 413 if it is too large, 415 if it is not JSON by its headers, 422 if it is not what it
-    should be. NaN and infinities are not JSON (RFC 8259, section 6).
+    Raises `HTTPException`: 408 if it does not come in time, 413 if it is too large, 415 if it is not JSON by its
+    headers, 422 if it is not what it should be. NaN and infinities are not JSON (RFC 8259, section 6).
     """
-    data = await _read_bytes(request)
+    try:
+        data = await asyncio.wait_for(_read_bytes(request), BODY_SECONDS)
+    except asyncio.TimeoutError:
+        raise HTTPException(408, f"The body did not come within {BODY_SECONDS:.0f} seconds.") from None
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     encoding = request.headers.get("content-encoding", "identity")
     if data and (media_type != "application/json" or encoding != "identity"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from mimetypes import guess_type
 from pathlib import Path
@@ -44,22 +44,31 @@ class Document(NamedTuple):
     """What it may load (Content Security Policy, level 3)."""
 
 
-def routes() -> list[BaseRoute]:
-    """The routes of all documents."""
-    return [_route(shown) for shown in _documents()]
+def page_routes() -> list[BaseRoute]:
+    """The routes of the page to work with."""
+    return [_route(shown) for shown in _page(PAGE)]
 
 
-def public_rules() -> list[Rule]:
-    """The rules that let everybody see them."""
-    return [Rule("GET", shown.path, shown.endpoint, public=True) for shown in _documents()]
+def description_routes() -> list[BaseRoute]:
+    """The routes of what describes the API, wherever that is served."""
+    return [_route(shown) for shown in _descriptions()]
+
+
+def public_rules(prefixes: Iterable[str]) -> list[Rule]:
+    """The rules that let everybody see all this; `prefixes` are where the API is served."""
+    described = [
+        Rule("GET", prefix + shown.path, shown.endpoint, public=True)
+        for prefix in prefixes
+        for shown in _descriptions()
+    ]
+    return [*described, *(Rule("GET", shown.path, shown.endpoint, public=True) for shown in _page(PAGE))]
 
 
 @cache
-def _documents() -> tuple[Document, ...]:
+def _descriptions() -> tuple[Document, ...]:
     return (
         Document("/openapi.json", "openapi", "application/json", json.dumps(document()).encode()),
         Document("/docs", "docs", "text/html", docs.page(document()).encode(), docs.CONTENT_SECURITY_POLICY),
-        *_page(PAGE),
     )
 
 

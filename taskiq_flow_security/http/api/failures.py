@@ -1,4 +1,4 @@
-"""What the router and the endpoints raise, as answers. Errors of this package are the middleware's to answer."""
+"""What the router and the endpoints raise, as answers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from taskiq.exceptions import SendTaskError
 
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import BackendUnavailableError, FlowSecurityError
-from taskiq_flow_security.http.problems import Problem
+from taskiq_flow_security.http.problems import Problem, problem_of
 
 _REASONS = {
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "body_too_large",
     415: "unsupported_media_type",
     422: "invalid_input",
@@ -37,6 +38,14 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     reason = _REASONS.get(error.status_code, Reason.INVALID_REQUEST)
     return _ProblemResponse(Problem(HTTPStatus(error.status_code), reason, error.detail, dict(error.headers or {})))
+
+
+async def on_security_error(request: Request, error: Exception) -> Response:
+    """The answer to what the endpoints, and what they call, raise of this package's errors."""
+    assert isinstance(error, FlowSecurityError)
+    if request.scope["type"] == "websocket":
+        raise error  # whose end is the middleware's to write
+    return _ProblemResponse(problem_of(error))
 
 
 async def on_unexpected_error(request: Request, error: Exception) -> Response:

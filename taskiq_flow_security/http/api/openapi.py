@@ -84,6 +84,7 @@ _PROBLEMS = {
     401: "No credentials, or a token that is not valid.",
     403: "An API key that is not valid, a right that is missing, or a connection that is not encrypted.",
     404: "There is no such pipeline or run.",
+    408: "The body did not come in time.",
     412: "The policy is at another version than If-Match says.",
     413: "The body is too large.",
     415: "The body is not application/json.",
@@ -94,7 +95,7 @@ _PROBLEMS = {
 }
 _EVERYWHERE = (429, 500, 503)
 _WITH_CREDENTIALS = (400, 401, 403)
-_WITH_BODY = (413, 415, 422)
+_WITH_BODY = (408, 413, 415, 422)
 
 _HEADERS = {
     202: {"Location": "Where the run can be followed, relative to this path."},

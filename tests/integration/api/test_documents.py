@@ -12,6 +12,7 @@ import pytest
 from taskiq_flow_security.http.api import app as app_module
 from taskiq_flow_security.http.api import documents
 from taskiq_flow_security.http.api.openapi import OPERATIONS, document
+from taskiq_flow_security.http.rules import with_guide_rules
 from tests.integration.api.pipelines import LIBRARIES, Deployment
 from tests.integration.api.server import ADMIN, config, serving
 
@@ -46,7 +47,7 @@ async def test_schemathesis_finds_nothing_that_the_document_does_not_say(tmp_pat
 
 
 def test_the_document_has_every_endpoint_that_has_a_rule() -> None:
-    rules = {(rule.method, rule.path, rule.endpoint, rule.public) for rule in app_module.rules()}
+    rules = {(rule.method, rule.path, rule.endpoint, rule.public) for rule in with_guide_rules(app_module.rules())}
     described = {
         (operation.method.upper(), prefix + operation.path, operation.name, operation.public)
         for operation in OPERATIONS
@@ -57,7 +58,7 @@ def test_the_document_has_every_endpoint_that_has_a_rule() -> None:
     } == described
 
 
-@pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/api/docs", "/api/openapi.json"])
 async def test_everybody_may_see_the_documents(path: str) -> None:
     async with serving(Deployment(config()).api) as client:
         answer = await client.get(path)

@@ -278,3 +278,14 @@ async def test_an_unexpected_error_says_nothing_of_itself(served: Deployment) ->
         assert (answer.status_code, answer.json()["reason"]) == (500, "internal_error")
         assert "secret" not in answer.text
     assert after.status_code == 200
+
+
+async def test_the_answer_to_an_unexpected_error_tells_browsers_to_keep_to_https(served: Deployment) -> None:
+    breaking = Breaking()
+    served.api.add_pipeline("breaking", breaking)
+    async with serving(served.api) as client:
+        breaking.broken = True
+        headers = {"X-API-Key": ADMIN, "X-Forwarded-Proto": "https"}
+        answer = await client.http.get("/pipelines/breaking/dag", headers=headers)
+    assert answer.status_code == 500
+    assert answer.headers["strict-transport-security"].startswith("max-age=")

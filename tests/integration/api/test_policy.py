@@ -115,4 +115,5 @@ async def test_a_pipeline_that_was_started_too_often_is_429() -> None:
         second = await client.execute("tables", PROCESSOR)
     assert first.status_code == 202
     assert (second.status_code, second.json()["reason"]) == (429, "rate_limit")
+    assert second.headers["ratelimit-policy"].startswith('"kick_pipeline";q=1;')
     assert 0 < int(second.headers["retry-after"]) <= 3600

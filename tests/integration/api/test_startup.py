@@ -46,14 +46,15 @@ def test_without_any_configuration_nothing_is_served(monkeypatch: pytest.MonkeyP
         create_visualization_api(InMemoryBroker())
 
 
-def test_a_limit_for_an_endpoint_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="rate_limits"):
-        create_visualization_api(InMemoryBroker(), config(rate_limits={"list_pipeline": "1/minute"}))
+def test_a_limit_for_an_endpoint_that_there_is_not_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    create_visualization_api(InMemoryBroker(), config(rate_limits={"list_pipeline": "1/minute"}))
+    assert "rate_limits: no rule of this application has the endpoint list_pipeline;" in caplog.text
 
 
-def test_a_limit_for_each_endpoint_that_the_document_names_is_taken() -> None:
+def test_a_limit_for_each_endpoint_that_the_document_names_is_taken(caplog: pytest.LogCaptureFixture) -> None:
     names = ("health", "whoami", "get_run", "openapi", "docs")
     create_visualization_api(InMemoryBroker(), config(rate_limits=dict.fromkeys(names, "1/minute")))
+    assert "no rule" not in caplog.text
 
 
 def test_what_is_no_pipeline_is_refused() -> None:

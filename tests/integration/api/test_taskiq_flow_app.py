@@ -6,8 +6,11 @@ import runpy
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 import pytest_asyncio
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.integration.api.server import Client, serving
@@ -56,6 +59,23 @@ async def test_the_lists_hold_what_the_caller_may_read(served: Served) -> None:
         listed = (await served.get("/pipelines", served.key)).json()
     assert [pipeline["id"] for pipeline in listed["pipelines"]] == ["songs"]
     assert set(watched["pipelines"]) <= {"songs"}
+
+
+@pytest.mark.parametrize("path", ["/pipelines", "/v1/pipelines"])
+async def test_the_list_holds_no_more_behind_a_prefix(path: str) -> None:
+    example = runpy.run_path(str(EXAMPLE))
+    transport = httpx.ASGITransport(example["app"], root_path="/v1")
+    async with httpx.AsyncClient(transport=transport, base_url="https://edge.example") as client:
+        answer = await client.get(path, headers={"X-API-Key": example["LISTENER_KEY"]})
+    assert [pipeline["id"] for pipeline in answer.json()["pipelines"]] == ["songs"]
+
+
+async def test_the_list_holds_no_more_where_the_application_is_mounted() -> None:
+    example = runpy.run_path(str(EXAMPLE))
+    mounted = Starlette(routes=[Mount("/flow", example["app"])])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(mounted), base_url="https://edge.example") as client:
+        answer = await client.get("/flow/pipelines", headers={"X-API-Key": example["LISTENER_KEY"]})
+    assert [pipeline["id"] for pipeline in answer.json()["pipelines"]] == ["songs"]
 
 
 async def test_only_an_administrator_registers_pipelines(served: Served) -> None:

@@ -9,8 +9,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -29,6 +29,7 @@ from taskiq_flow_security import AccessDeniedError, SecurityMiddleware, current_
 from taskiq_flow_security.http import HTTPSecurityMiddleware, Rule
 from taskiq_flow_security.http.limits import DEFAULTS
 from tests.edge import ADMIN, API_KEYS, SECRET, VIEWER, Edge
+from tests.integration.api.server import serving
 from tests.integration.http.servers import serve
 from tests.services import REDIS_URL, require
 
@@ -96,6 +97,24 @@ async def test_headers_of_somebody_who_is_no_proxy_change_nothing(proxy_headers:
         answer = await http.get("/pipelines", headers={"X-API-Key": VIEWER, **FORWARDED})
     assert answer.json()["reason"] == "https_required"
     assert edge.trail.last.ip == "127.0.0.1"
+
+
+@pytest.mark.parametrize("trusted", [[], ["10.0.0.1"]])
+async def test_uvicorns_default_trust_in_the_loopback_address_gets_nobody_past_the_settings(trusted: list[str]) -> None:
+    edge = Edge(settings={"trusted_proxies": trusted, "rate_limit_failed_logins": "2/minute"})
+    async with serve(edge.app) as port, client(port) as http:
+        for forwarded in ({"X-Forwarded-Proto": "https"}, FORWARDED, {**FORWARDED, "X-Forwarded-For": "10.0.0.1:1"}):
+            answer = await http.get("/pipelines", headers={"X-API-Key": VIEWER, **forwarded})
+            assert (answer.status_code, answer.json()["reason"]) == (403, "https_required")
+            assert "strict-transport-security" not in answer.headers
+    assert {event.ip for event in edge.trail.events} == {"127.0.0.1", "unknown"}
+    edge = Edge(settings={**PLAIN, "trusted_proxies": trusted, "rate_limit_failed_logins": "2/minute"})
+    async with serve(edge.app) as port, client(port) as http:
+        statuses = [
+            (await http.get("/pipelines", headers={"X-API-Key": "x", "X-Forwarded-For": address})).status_code
+            for address in ("5.5.5.1", "5.5.5.2:99", "10.0.0.1", "[2001:db8::1%1]:9")
+        ]
+    assert statuses == [403, 403, 429, 429]
 
 
 PATHS = {
@@ -245,6 +264,29 @@ async def test_an_application_kicks_tasks_as_its_caller(framework: str) -> None:
             assert (await http.get(path)).status_code == 401
             assert (await http.get(path, headers={"X-API-Key": ADMIN})).status_code == 403
     await broker.shutdown()
+
+
+async def test_what_a_request_leaves_in_its_state_is_gone_with_it() -> None:
+    async def mine(request: Request) -> JSONResponse:
+        seen = {name: str(value) for name, value in request.state._state.items() if name != "principal"}
+        request.state.left = request.state.principal.subject
+        return JSONResponse({**seen, "subject": request.state.principal.subject})
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[dict[str, str]]:
+        yield {"shared": "pool"}
+
+    app = Starlette(routes=[Route("/mine", mine), Route("/open", mine)], lifespan=lifespan)
+    rules = [Rule("GET", "/mine", "mine"), Rule("GET", "/open", "open", public=True)]
+    app.add_middleware(HTTPSecurityMiddleware, security=Edge(settings=PLAIN).security, rules=rules)
+    async with serving(app) as http:
+        answers = [
+            (await http.get(path, key)).json() for path, key in (("/mine", ADMIN), ("/mine", VIEWER), ("/open", None))
+        ]
+    assert answers == [{"shared": "pool", "subject": subject} for subject in ("admin", "viewer", "anonymous")]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://edge.example") as direct:
+        for key, subject in ((ADMIN, "admin"), (VIEWER, "viewer")):
+            assert (await direct.get("/mine", headers={"X-API-Key": key})).json() == {"subject": subject}
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from taskiq import Context, TaskiqDepends
+from taskiq import Context, TaskiqDepends, TaskiqMiddleware
 from taskiq.acks import AcknowledgeType
+from taskiq.message import TaskiqMessage
 from taskiq.receiver import Receiver
 
 from taskiq_flow_security import AccessDeniedError, AuthenticationError
@@ -66,6 +67,33 @@ async def test_a_message_with_an_ack_type_that_taskiq_does_not_know_is_acked_onc
     assert process.ran == []
     assert outcome.acks == 1
     assert outcome.reason == "invalid_label"
+
+
+class Relabels(TaskiqMiddleware):
+    """Says of every message how it is to be acked, or says nothing of it."""
+
+    def __init__(self, label: str | None) -> None:
+        super().__init__()
+        self.labels = _labels(label)
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        return message.model_copy(update={"labels": self.labels})
+
+
+@by_label
+@by_worker
+@pytest.mark.parametrize("forged", [False, True])
+async def test_a_refused_message_is_acked_once_whatever_another_middleware_says_about_acking(
+    new_process: NewProcess, label: str | None, worker: AcknowledgeType | None, forged: bool
+) -> None:
+    process = new_process(after=(Relabels(label),))
+    api = new_process(pipeline_acls={"data": {"execute": ["viewer"]}})
+    message = read(await api.kick(api.clean, [1], principal=VIEWER))
+    data = write(message.model_copy(update={"args": [[9]]}) if forged else message)
+    outcome = await process.broker.deliver(data, _receiver(process, worker))
+    assert process.ran == []
+    assert outcome.acks == 1
+    assert isinstance(outcome.error, AuthenticationError if forged else AccessDeniedError)
 
 
 @by_label

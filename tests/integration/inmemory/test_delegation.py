@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from taskiq_flow_security import (
     Principal,
     current_principal,
 )
+from tests.attacks.forging import principal_of, read
 from tests.attacks.test_asymmetric_keys import private, public
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, Process, Task
@@ -155,6 +157,151 @@ async def test_tasks_do_not_kick_one_another_for_ever(new_process: NewProcess) -
     assert "delegation_depth" in [entry.reason for entry in process.audit.take()]
 
 
+async def test_a_worker_runs_nothing_that_more_tasks_have_passed_on_than_it_allows(new_process: NewProcess) -> None:
+    generous, strict = new_process(max_delegation_depth=3), new_process(max_delegation_depth=2)
+    child = runs(generous, lambda: generous.clean.kiq([1]), "child")
+    parent = runs(generous, lambda: child.kiq(), "parent")
+    grandparent = runs(generous, lambda: parent.kiq(), "grandparent")
+    message = await generous.kick(grandparent)
+    for _ in range(3):
+        await generous.broker.deliver(message)
+        message = generous.broker.take()
+    await strict.refuses(message, "delegation_depth", AccessDeniedError)
+
+
+async def test_what_a_task_leaves_running_kicks_as_the_task_does(new_process: NewProcess) -> None:
+    process = new_process(max_delegation_depth=3)
+    ran: list[asyncio.Task[None]] = []
+    returned = asyncio.Event()
+
+    @process.broker.task("again", pipeline="data")
+    async def again() -> None:
+        async def later() -> None:
+            await returned.wait()
+            await again.kiq()
+
+        ran.append(asyncio.create_task(later()))
+
+    message = await process.kick(again)
+    for _ in range(5):
+        returned.clear()
+        await process.broker.deliver(message)
+        returned.set()
+        await asyncio.gather(*ran, return_exceptions=True)
+        if not process.broker.sent:
+            break
+        message = process.broker.take()
+    assert len(ran) == 4
+    assert "delegation_depth" in [entry.reason for entry in process.audit.take()]
+
+
+Explicit = Callable[[Process], dict[str, str]]
+
+EXPLICIT: dict[str, Explicit] = {
+    "as it came": lambda process: process.security.labels_for(current_principal()),
+    "made anew": lambda process: process.security.labels_for(ALICE),
+}
+each_explicit_kick = pytest.mark.parametrize("labels", EXPLICIT.values(), ids=list(EXPLICIT))
+
+
+@each_explicit_kick
+async def test_an_explicit_kick_in_a_task_is_passed_on_like_any_other(
+    new_process: NewProcess, labels: Explicit
+) -> None:
+    process = new_process(pipeline_acls={})
+    parent = runs(process, lambda: process.clean.kicker().with_labels(**labels(process)).kiq([1]))
+    await process.broker.deliver(await process.kick(parent, principal=ALICE))
+    process.audit.take()
+    assert await deliver_all(process) == [None]
+    [entry] = process.audit.take()
+    assert (entry.sub, entry.act) == ("alice", "parent")
+
+
+@each_explicit_kick
+async def test_explicit_kicks_do_not_go_on_for_ever(new_process: NewProcess, labels: Explicit) -> None:
+    process = new_process(pipeline_acls={}, max_delegation_depth=3)
+    ran = []
+
+    @process.broker.task("again", pipeline="data")
+    async def again() -> None:
+        ran.append(1)
+        await again.kicker().with_labels(**labels(process)).kiq()
+
+    await process.broker.deliver(await process.kick(again, principal=ALICE))
+    await deliver_all(process)
+    assert len(ran) == 4
+
+
+@each_explicit_kick
+async def test_an_explicit_kick_gives_a_restricted_principal_nothing_back(
+    new_process: NewProcess, labels: Explicit
+) -> None:
+    process = new_process(pipeline_acls={})
+    reasons = []
+
+    async def body() -> None:
+        with pytest.raises(AccessDeniedError) as refusal:
+            await process.report.kicker().with_labels(**labels(process)).kiq()
+        reasons.append(refusal.value.reason)
+
+    parent = runs(process, body)
+    await process.broker.deliver(await process.kick(parent, principal=ALICE.restrict(pipelines=["data"])))
+    assert reasons == ["scope"]
+
+
+async def test_labels_that_were_made_for_a_restricted_principal_stay_restricted_elsewhere(
+    new_process: NewProcess,
+) -> None:
+    process = new_process(pipeline_acls={})
+    reasons = []
+
+    async def body() -> None:
+        with process.security.acting_as(current_principal().restrict(pipelines=["data"])):
+            labels = process.security.labels_for(current_principal())
+        with pytest.raises(AccessDeniedError) as refusal:
+            await process.report.kicker().with_labels(**labels).kiq()
+        reasons.append(refusal.value.reason)
+
+    await process.broker.deliver(await process.kick(runs(process, body), principal=ALICE))
+    assert reasons == ["scope"]
+
+
+async def test_nobody_lengthens_the_life_of_a_principal_that_came_with_a_message(new_process: NewProcess) -> None:
+    process = new_process(pipeline_acls={}, queue_ttl=50, principal_ttl=100, clock_leeway=0)
+    kept: list[Principal] = []
+    ends: list[float] = []
+
+    async def body() -> None:
+        kept.append(current_principal())
+
+    await process.broker.deliver(await process.kick(runs(process, body), principal=ALICE))
+    process.clock.now += 60
+    with process.security.acting_as(kept[0]):
+        await process.clean.kiq([1])
+    await process.clean.kicker().with_labels(**process.security.labels_for(kept[0])).kiq([1])
+    for message in process.broker.sent:
+        text = principal_of(read(message))
+        ends.append(process.security.principals.verify(text, process.clock.now).expires_at - process.clock.now)
+    assert ends == [40, 40]
+    process.clock.now += 40
+    with pytest.raises(AuthenticationError, match="expired"):
+        process.security.labels_for(kept[0])
+    with process.security.acting_as(kept[0]), pytest.raises(AuthenticationError, match="expired"):
+        await process.clean.kiq([1])
+
+
+async def test_an_explicit_kick_is_for_the_pipeline_that_is_acted_for(new_process: NewProcess) -> None:
+    process = new_process(pipeline_acls={"songs": {"execute": ["processor"]}})
+
+    @process.broker.task("sing")
+    async def sing() -> None:
+        """Belongs to no pipeline by registration."""
+
+    with process.security.acting_as(PROCESSOR, pipeline="songs"):
+        await sing.kicker().with_labels(**process.security.labels_for(PROCESSOR)).kiq()
+    assert await deliver_all(process) == [None]
+
+
 async def test_a_task_acts_as_a_service_only_where_it_says_so(new_process: NewProcess) -> None:
     process = new_process(services={"nightly": {"roles": ["reporter"]}})
 
@@ -210,6 +357,18 @@ async def test_a_worker_that_can_only_send_passes_a_principal_on_narrowed(new_pr
     await both.run(body)
     assert await deliver_all(worker) == [None]
     assert worker.ran == [("clean", ([1], 1))]
+
+
+async def test_a_worker_that_can_only_send_kicks_explicitly_with_what_it_was_given(new_process: NewProcess) -> None:
+    both = Asymmetric(new_process)
+    worker = both.worker
+
+    async def body() -> None:
+        labels = worker.security.labels_for(current_principal())
+        await worker.clean.kicker().with_broker(worker.broker).with_labels(**labels).kiq([1])
+
+    await both.run(body)
+    assert await deliver_all(worker) == [None]
 
 
 async def test_a_worker_that_can_only_send_is_nobody_else(new_process: NewProcess) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from taskiq import Context, TaskiqDepends, async_shared_broker
+from taskiq import Context, TaskiqDepends, TaskiqMiddleware, async_shared_broker
 from taskiq.exceptions import SendTaskError
+from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security import (
     AccessDeniedError,
@@ -136,7 +139,7 @@ async def test_what_runs_is_limited_on_the_worker_where_that_is_asked_for(new_pr
     await worker.runs(await api.kick(api.clean, [1], principal=Principal("carol", roles=["processor"])))
 
 
-async def _nowhere(*_: object) -> None:
+async def _nowhere(*_: object, **__: object) -> None:
     raise BackendUnavailableError("away")
 
 
@@ -419,3 +422,74 @@ async def test_an_explicit_kick_of_a_shared_task_is_not_made_in_the_name_of_a_fo
         assert sent in ([], ["alice"], ["alice", "carol"])
     finally:
         async_shared_broker.global_task_registry.pop(shared.task_name)
+
+
+class _Changes(TaskiqMiddleware):
+    """Does something to a message after it was decided about, to the message itself or to a copy."""
+
+    def __init__(self, change: Callable[[TaskiqMessage], None], *, copies: bool) -> None:
+        super().__init__()
+        self._change, self._copies = change, copies
+
+    async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+        changed = message.model_copy(update={"labels": dict(message.labels)}) if self._copies else message
+        self._change(changed)
+        return changed
+
+
+@pytest.mark.parametrize("copies", [False, True])
+async def test_a_principal_that_is_put_on_after_the_decision_is_the_one_that_is_signed_for(
+    new_process: NewProcess, copies: bool
+) -> None:
+    others = new_process().security.labels_for(VIEWER)
+    process = new_process(after=(_Changes(lambda message: message.labels.update(others), copies=copies),))
+    message = await process.genuine()
+    assert claims_of(principal_of(read(message)))["sub"] == VIEWER.subject
+    assert (await process.broker.deliver(message)).reason == "acl"
+
+
+@pytest.mark.parametrize("copies", [False, True])
+async def test_a_time_to_live_that_is_set_after_the_decision_is_the_one_that_is_signed(
+    new_process: NewProcess, copies: bool
+) -> None:
+    short = _Changes(lambda message: message.labels.update(queue_ttl="60"), copies=copies)
+    process = new_process(after=(short,))
+    message = await process.genuine()
+    process.clock.now += 100
+    assert (await process.broker.deliver(message)).reason == "expired"
+
+
+async def test_kicks_under_one_id_at_the_same_time_are_each_signed_for_who_makes_them(new_process: NewProcess) -> None:
+    both_decided = asyncio.Event()
+    waiting: list[object] = []
+
+    class Waits(TaskiqMiddleware):
+        async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+            waiting.append(message)
+            if len(waiting) == 2:
+                both_decided.set()
+            await both_decided.wait()
+            return message
+
+    process = new_process(after=(Waits(),), pipeline_acls={})
+    kickers = (EVERYWHERE, Principal("dora", permissions=["execute"]))
+
+    async def kick(who: Principal) -> None:
+        with process.security.acting_as(who):
+            await process.clean.kicker().with_task_id("one-id").kiq([1])
+
+    await asyncio.gather(*map(kick, kickers))
+    assert {claims_of(principal_of(read(data)))["sub"] for data in process.broker.sent} == {"carol", "dora"}
+
+
+async def test_kicks_that_are_given_up_leave_nothing_behind(new_process: NewProcess) -> None:
+    def give_up(_message: TaskiqMessage) -> None:
+        raise LookupError
+
+    process = new_process(after=(_Changes(give_up, copies=False),))
+    with process.security.acting_as(PROCESSOR):
+        for _ in range(1000):
+            with suppress(LookupError):
+                await process.clean.kiq([1])
+    gc.collect()
+    assert len([found for found in gc.get_objects() if type(found) is TaskiqMessage]) < 500

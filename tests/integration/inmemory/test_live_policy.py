@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jwt
 import pytest
+from taskiq import SimpleRetryMiddleware, TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq.kicker import AsyncKicker
 
 from taskiq_flow_security import (
     AccessDeniedError,
     AuthenticationError,
+    BackendUnavailableError,
     ConfigurationError,
     PolicyChange,
     PolicyConflictError,
@@ -237,3 +242,59 @@ async def test_decisions_name_the_policy_that_made_them(process: Process) -> Non
     before = process.security.policy.hash
     await process.security.administration.change(ADMIN, PolicyChange(pipeline_acls={"data": {"execute": ["ops"]}}))
     assert process.security.policy.hash != before
+
+
+async def test_who_kicks_while_nobody_knows_the_policy_is_told_that_it_may_pass(process: Process) -> None:
+    process.security.live.stale = True
+    process.security.live.catch_up = _nothing_is_known  # type: ignore[method-assign]  # no store is asked
+    process.security.live.caught_up = lambda: False  # type: ignore[method-assign]  # as above
+    with process.security.acting_as(PROCESSOR), pytest.raises(BackendUnavailableError):
+        await process.clean.kiq([1])
+    assert process.broker.sent == []
+
+
+async def test_what_a_hook_kicks_while_nobody_knows_the_policy_is_decided_about_later(new_process: NewProcess) -> None:
+    process = new_process(after=(SimpleRetryMiddleware(default_retry_label=True),))
+
+    @process.broker.task("fails", pipeline="data")
+    async def fails() -> None:
+        process.ran.append(("fails", None))
+        if len(process.ran) == 1:
+            process.security.live.stale = True
+            raise LookupError
+
+    live = process.security.live
+    caught_up, live.caught_up = live.caught_up, lambda: False  # type: ignore[method-assign]  # no store is asked
+    live.catch_up = _nothing_is_known  # type: ignore[method-assign]  # as above
+    await process.broker.deliver(await process.kick(fails))
+    live.stale, live.caught_up = False, caught_up  # type: ignore[method-assign]  # as above
+    assert (await process.broker.deliver(process.broker.take())).result.is_err is False
+    assert len(process.ran) == 2
+
+
+class _NextStep(TaskiqMiddleware):
+    async def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        if message.task_name == "clean":
+            await AsyncKicker[Any, Any]("echo", self.broker, {}).kiq(1)
+
+
+async def test_what_a_hook_kicks_while_nobody_knows_the_policy_is_not_counted_either(new_process: NewProcess) -> None:
+    process = new_process(before=(_NextStep(),), task_rate_limits={"echo": "1/hour"})
+    live = process.security.live
+    await process.kick(process.echo, 0)
+    first = await process.genuine()
+    caught_up, live.caught_up = live.caught_up, lambda: False  # type: ignore[method-assign]  # no store is asked
+    live.catch_up = _nothing_is_known  # type: ignore[method-assign]  # as above
+
+    @process.broker.task("clean", pipeline="data")
+    async def clean(rows: list[int], scale: int = 1) -> None:
+        live.stale = True
+
+    await process.broker.deliver(first)
+    live.stale, live.caught_up = False, caught_up  # type: ignore[method-assign]  # as above
+    await process.broker.deliver(process.broker.take())
+    assert process.ran == [("echo", 1)]
+
+
+async def _nothing_is_known() -> None:
+    """A store that is away."""

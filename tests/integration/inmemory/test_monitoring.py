@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from taskiq import TaskiqDepends
 from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security import Principal, current_principal, guard
 from taskiq_flow_security.core.principal import ANONYMOUS
-from tests.attacks.forging import ABSENT, PRINCIPAL, SIGNATURE, STRANGER_SEND_KEY, read, relabelled, sign, write
+from tests.attacks.forging import (
+    ABSENT,
+    PRINCIPAL,
+    SIGNATURE,
+    STRANGER_SEND_KEY,
+    principal_of,
+    read,
+    relabelled,
+    sign,
+    signature_of,
+    write,
+)
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Process
 
@@ -72,6 +85,25 @@ async def test_a_message_with_a_broken_label_of_ours_runs(monitored: Process, te
     outcome = await monitored.broker.deliver(write(message))
     assert not outcome.result.is_err
     assert len(monitored.ran) == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "label_type"),
+    [("note", "seven", 2), ("note", [], 4), ("note", "7", 99), ("ack_type", "never", 3), ("ack_type", [], 1)],
+)
+@pytest.mark.parametrize("signed", [True, False])
+async def test_a_message_with_a_label_that_taskiq_cannot_read_runs_and_no_token_is_logged(
+    monitored: Process, caplog: pytest.LogCaptureFixture, label: str, value: object, label_type: int, signed: bool
+) -> None:
+    genuine = read(await monitored.genuine())
+    message = relabelled(genuine, label, value).model_copy(
+        update={"labels_types": {**(genuine.labels_types or {}), label: label_type}}
+    )
+    message = sign(message) if signed else message
+    with caplog.at_level(logging.DEBUG):
+        await _runs_though(monitored, write(message), "invalid_label" if signed else "bad_signature")
+    for text in (principal_of(message), signature_of(message)):
+        assert text not in caplog.text
 
 
 async def test_an_expired_message_runs(monitored: Process) -> None:

@@ -13,6 +13,7 @@ from taskiq_pipelines import Pipeline, PipelineMiddleware
 from taskiq_flow_security import (
     AccessDeniedError,
     AuthenticationError,
+    ConfigurationError,
     Principal,
     RateLimitExceededError,
     current_principal,
@@ -90,10 +91,86 @@ async def test_a_pipeline_with_a_map_runs_for_whom_it_may(new_process: NewProces
         return [value, value + 1]
 
     pipeline = Pipeline(steps.broker, spread).map(steps.second, check_interval=0.001)
-    with steps.process.security.acting_as(OPERATOR):
+    for who in (OPERATOR, PROCESSOR, Principal("dora", ["processor"], ["execute"], ["data"])):
+        with steps.process.security.acting_as(who):
+            task = await pipeline.kiq(1)
+        await steps.run()
+        assert steps.result(task.task_id).return_value == [2, 4]
+
+
+@each_position
+async def test_a_pipeline_with_a_filter_runs_for_whom_it_may(new_process: NewProcess, position: str) -> None:
+    steps = Steps(new_process, position)
+
+    @steps.broker.task("spread", pipeline="data")
+    async def spread(value: int) -> list[int]:
+        return [value, value + 1]
+
+    @steps.broker.task("even", pipeline="data")
+    async def even(value: int) -> bool:
+        return value % 2 == 0
+
+    with steps.process.security.acting_as(PROCESSOR):
+        task = await Pipeline(steps.broker, spread).filter(even, check_interval=0.001).kiq(1)
+    await steps.run()
+    assert steps.result(task.task_id).return_value == [2]
+
+
+@each_position
+async def test_a_pipeline_that_is_acted_for_is_not_forgotten_at_a_task_of_another_one(
+    new_process: NewProcess, position: str
+) -> None:
+    steps = Steps(new_process, position, pipeline_acls={})
+    seen: list[str | None] = []
+
+    @steps.broker.task("loose")
+    async def loose(value: int) -> int:
+        actor = steps.process.security.actor()
+        seen.append(None if actor is None else actor.pipeline)
+        return value
+
+    who = Principal("dora", permissions=["execute"], pipelines=["songs", "data"])
+    pipeline = Pipeline(steps.broker, loose).call_next(steps.first).call_next(loose)
+    with steps.process.security.acting_as(who, pipeline="songs"):
         task = await pipeline.kiq(1)
     await steps.run()
-    assert steps.result(task.task_id).return_value == [2, 4]
+    assert steps.result(task.task_id).return_value == 2
+    assert seen == ["songs", "songs"]
+
+
+@each_position
+async def test_a_function_does_not_lend_its_pipeline_to_a_task_that_belongs_to_none(
+    new_process: NewProcess, position: str
+) -> None:
+    steps = Steps(new_process, position)
+    reasons = []
+
+    @steps.broker.task("loose")
+    async def loose() -> None:
+        """Belongs to no pipeline."""
+
+    @steps.broker.task("parent", pipeline="data")
+    async def parent() -> None:
+        with pytest.raises(AccessDeniedError) as refusal:
+            await loose.kiq()
+        reasons.append(refusal.value.reason)
+
+    with steps.process.security.acting_as(Principal("dora", ["processor"], ["execute"], ["data"])):
+        await parent.kiq()
+    await steps.run()
+    assert reasons == ["whitelist"]
+
+
+@each_position
+async def test_a_step_that_is_given_a_principal_of_its_own_by_labels_is_not_sent(
+    new_process: NewProcess, position: str
+) -> None:
+    steps = Steps(new_process, position)
+    labels = steps.process.security.labels_for(PROCESSOR)
+    pipeline = Pipeline(steps.broker, steps.first).call_next(steps.second.kicker().with_labels(**labels))
+    with steps.process.security.acting_as(PROCESSOR), pytest.raises(ConfigurationError, match="acting_as"):
+        await pipeline.kiq(1)
+    assert steps.broker.sent == []
 
 
 @each_position

@@ -195,19 +195,32 @@ async def test_a_retry_waits_as_long_as_its_task_allows_and_no_longer(retrying: 
 
 
 @each_position
-async def test_no_retry_outlives_the_principal_however_often_a_task_fails(retrying: MakeProcess) -> None:
+async def test_a_retry_works_within_the_time_to_live_of_the_first_kick_and_not_after_it(retrying: MakeProcess) -> None:
     process = retrying(queue_ttl=3600, principal_ttl=7200)
     message = await process.kick(_failing(process).kicker().with_labels(max_retries=100), [1])
     principal = principal_of(read(message))
     for _ in range(2):
-        process.clock.now += 3599
+        process.clock.now += 1500
         await process.broker.deliver(message)
         message = process.broker.take()
         assert principal_of(read(message)) == principal
-    process.clock.now += 3599
+    process.clock.now += 1500
     outcome = await process.broker.deliver(message)
     assert (outcome.reason, process.broker.sent) == ("expired", [])
     assert len(process.ran) == 2
+
+
+@each_position
+async def test_a_retry_that_is_made_too_late_is_answered_with_its_reason(retrying: MakeProcess) -> None:
+    process = retrying()
+
+    @process.broker.task("slow", pipeline="data", queue_ttl=60)
+    async def slow() -> None:
+        process.clock.now += 120
+        raise LookupError("no such row")
+
+    await process.broker.deliver(await process.kick(slow))
+    await process.refuses(process.broker.take(), "expired")
 
 
 @each_position

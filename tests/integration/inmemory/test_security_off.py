@@ -14,6 +14,8 @@ from tests.attacks.forging import PRINCIPAL, SIGNATURE, principal_of, read, sign
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import Process
 
+KEY = "an-api-key-of-good-length"
+
 
 @pytest.fixture
 def off(new_process: NewProcess) -> Process:
@@ -71,6 +73,18 @@ async def test_whoever_acts_is_anonymous_in_a_task(off: Process) -> None:
     await who.kiq()
     await off.broker.deliver(off.broker.take())
     assert seen == [ANONYMOUS, ANONYMOUS]
+
+
+@pytest.mark.parametrize("given", [{}, {"api_key": "unknown"}, {"api_key": KEY}, {"bearer": "x"}])
+async def test_whoever_authenticates_is_anonymous_and_not_recorded(
+    new_process: NewProcess, given: dict[str, str]
+) -> None:
+    off = new_process(security_enabled=False, api_keys={KEY: {"role": "processor"}})
+    principal = await off.security.authenticate(**given)
+    assert principal is ANONYMOUS
+    with off.security.acting_as(principal):
+        await off.clean.kiq([1])
+    assert off.audit.take() == []
 
 
 async def test_no_decision_is_recorded(off: Process) -> None:

@@ -70,7 +70,47 @@ def test_processors_see_the_fields_and_may_change_them(heard: Listened) -> None:
 
     AuditLogger(heard.logger.name, processors=[add]).record(allowed())
     assert vars(heard.records[0])["region"] == "eu"
-    assert vars(heard.records[0])["seen"] == "task_authz_allow"
+    assert vars(heard.records[0])["seen"] == "info"
+
+
+def test_processors_of_structlog_work_as_they_do_elsewhere(heard: Listened) -> None:
+    processors = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+    ]
+    with structlog.contextvars.bound_contextvars(region="eu"):
+        AuditLogger(heard.logger.name, processors=processors).record(denied())
+    [record] = heard.records
+    assert vars(record)["region"] == "eu"
+    assert (vars(record)["logger"], vars(record)["level"]) == (heard.logger.name, "warning")
+
+
+def test_what_a_renderer_makes_of_an_event_is_the_message(heard: Listened) -> None:
+    AuditLogger(heard.logger.name, processors=[structlog.processors.JSONRenderer()]).record(allowed())
+    assert json.loads(heard.records[0].getMessage())["sub"] == allowed().sub
+
+
+def test_structlog_captures_events_with_their_fields_in_tests(heard: Listened) -> None:
+    audit = AuditLogger(heard.logger.name)
+    with structlog.testing.capture_logs() as captured:
+        audit.record(denied())
+    assert heard.records == []
+    [event] = captured
+    assert (event["event"], event["log_level"], event["sub"]) == ("task_authz_deny", "warning", denied().sub)
+    audit.record(denied())
+    assert len(heard.records) == 1
+
+
+def test_a_configuration_of_structlog_changes_no_record(heard: Listened) -> None:
+    before = structlog.get_config()
+    structlog.configure(processors=[structlog.processors.JSONRenderer()], logger_factory=structlog.PrintLoggerFactory())
+    try:
+        AuditLogger(heard.logger.name).record(allowed())
+    finally:
+        structlog.configure(**before)
+    assert heard.records[0].getMessage() == "task_authz_allow"
+    assert vars(heard.records[0])["sub"] == allowed().sub
 
 
 def test_a_processor_may_drop_an_event(heard: Listened) -> None:

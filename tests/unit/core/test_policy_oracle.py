@@ -115,7 +115,34 @@ def test_a_restricted_principal_may_do_what_it_could_and_every_restriction_leave
         and (allowed_pipelines is None or what.resource in allowed_pipelines)
         for allowed_permissions, allowed_pipelines in scopes
     )
-    assert decide(policy, restricted, what).allowed is (left and decide(policy, who, what).allowed)
+    allowed = decide(policy, restricted, what).allowed
+    assert allowed <= (left and decide(policy, who, what).allowed)
+    if restricted.permissions == who.permissions or Permission.ADMIN not in (who.permissions or ()):
+        assert allowed is (left and decide(policy, who, what).allowed)
+
+
+@given(principals, st.lists(scopes, min_size=1, max_size=3))
+def test_what_is_left_of_a_principal_is_what_it_shows(
+    who: Principal, scopes: list[tuple[set[Permission] | None, set[str] | None]]
+) -> None:
+    restricted = who
+    for allowed_permissions, allowed_pipelines in scopes:
+        restricted = restricted.restrict(permissions=allowed_permissions, pipelines=allowed_pipelines)
+        assert (restricted.permissions or frozenset()) <= (who.permissions or frozenset())
+        assert restricted.permissions is None or restricted.permissions <= (allowed_permissions or set(Permission))
+        assert allowed_pipelines is None or restricted.pipelines <= allowed_pipelines
+        assert restricted.same_identity(who)
+
+
+def test_whoever_gives_up_admin_is_bound_by_access_control_lists_again() -> None:
+    policy = Policy.from_roles({"a": {Permission.EXECUTE: ["processor"]}}, {})
+    root = Principal("root", permissions=("admin", "execute"))
+    request = AccessRequest(Permission.EXECUTE, "a")
+    assert decide(policy, root, request)
+    assert decide(policy, root.restrict(permissions=["execute"]), request).reason is Reason.ACL
+    by_admin = request._replace(guard=Guard(predicate=lambda who, _: Permission.ADMIN in (who.permissions or ())))
+    assert decide(Policy(), root, by_admin)
+    assert decide(Policy(), root.restrict(permissions=["execute"]), by_admin).reason is Reason.GUARD
 
 
 def test_a_restriction_to_all_pipelines_is_none() -> None:

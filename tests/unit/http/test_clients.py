@@ -20,6 +20,7 @@ items = st.one_of(
 def client(
     peer: str | None,
     *,
+    port: int = 1,
     trusted: list[str] = DEFAULT,
     scheme: str = "http",
     proto: object = None,
@@ -30,7 +31,7 @@ def client(
         for name, value in ((FORWARDED_PROTO, proto), (FORWARDED_FOR, forwarded))
         if value is not None
     }
-    scope = {"client": None if peer is None else (peer, 1), "scheme": scheme}
+    scope = {"client": None if peer is None else (peer, port), "scheme": scheme}
     return TrustedProxies(trusted).client(scope, headers)  # type: ignore[arg-type]
 
 
@@ -109,6 +110,47 @@ def test_a_secure_connection_of_a_proxy_can_carry_a_plain_one() -> None:
 @pytest.mark.parametrize(("trusted", "address"), [(["unix"], "198.51.100.7"), (DEFAULT, "unix"), ([], "unix")])
 def test_a_unix_socket_is_trusted_only_where_it_is_listed(trusted: list[str], address: str) -> None:
     assert client(None, trusted=trusted, forwarded=b"198.51.100.7").address == address
+
+
+ELSEWHERE = ["10.0.0.1", "unix"]
+"""Proxies, none of which is on the loopback address, whose headers uvicorn believes by default."""
+
+
+@pytest.mark.parametrize(
+    ("peer", "port", "forwarded"),
+    [
+        ("5.5.5.5", 0, b"5.5.5.5"),
+        ("5.5.5.5", 4711, b"5.5.5.5:4711"),
+        ("2001:db8::5", 4711, b"[2001:DB8::5]:4711"),
+        ("2001:db8::5%a", 4711, b"[2001:db8::5%a]:4711"),
+        ("nonsense", 0, b"nonsense"),
+        ("10.0.0.1", 4711, b"10.0.0.1:4711"),
+        ("10.0.0.1", 4711, b"10.0.0.1:4711, 5.5.5.5"),
+        ("unix", 0, b"unix"),
+    ],
+)
+def test_an_address_that_the_server_took_from_a_header_is_nobodys(peer: str, port: int, forwarded: bytes) -> None:
+    found = client(peer, port=port, trusted=ELSEWHERE, scheme="https", proto=b"https", forwarded=forwarded)
+    assert found == Client("unknown", secure=False)
+
+
+@pytest.mark.parametrize("trusted", [[], ELSEWHERE, ["::1"]])
+@pytest.mark.parametrize("peer", ["127.0.0.1", "198.51.100.7"])
+def test_a_scheme_that_the_server_may_have_taken_from_a_header_is_not_believed(peer: str, trusted: list[str]) -> None:
+    assert client(peer, trusted=trusted, scheme="https", proto=b"https") == Client(peer, secure=False)
+
+
+def test_without_such_headers_the_server_is_believed_and_so_is_a_proxy_of_the_settings() -> None:
+    assert client("198.51.100.7", trusted=[], scheme="https") == Client("198.51.100.7", secure=True)
+    found = client("10.0.0.1", trusted=ELSEWHERE, proto=b"https", forwarded=b"198.51.100.7")
+    assert found == Client("198.51.100.7", secure=True)
+
+
+def test_what_to_do_about_a_server_that_reads_such_headers_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    proxies = TrustedProxies(ELSEWHERE)
+    for _ in range(3):
+        proxies.client({"client": ("5.5.5.5", 0), "scheme": "https"}, {FORWARDED_FOR: [b"5.5.5.5"]})
+    assert caplog.text.count("--no-proxy-headers") == 1
 
 
 def test_a_server_that_calls_its_peer_unix_is_not_believed_by_default() -> None:

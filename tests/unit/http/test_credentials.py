@@ -19,13 +19,13 @@ def reason_of(headers: dict[bytes, list[bytes]], query: bytes = b"") -> str:
     return refusal.value.reason
 
 
-def test_no_header_is_no_credential() -> None:
+def test_no_header_and_an_empty_key_are_no_credential() -> None:
     assert find_credentials({}, b"page=2") is None
+    assert find_credentials({API_KEY: [b""]}, b"") is None
 
 
 def test_an_api_key_is_taken_as_it_is() -> None:
     assert find_credentials({API_KEY: [b" a key "]}, b"") == Credentials(api_key=" a key ")
-    assert find_credentials({API_KEY: [b""]}, b"") == Credentials(api_key="")
 
 
 @pytest.mark.parametrize("value", [b"Bearer abc", b"bearer abc", b"BEARER  abc "])
@@ -74,6 +74,8 @@ def test_no_query_string_raises_anything_else(query: bytes) -> None:
 
 
 def test_text_is_a_bearer_token_if_it_looks_like_one_and_else_an_api_key() -> None:
-    assert from_text(token()) == Credentials(bearer=token())
-    for text in ("a.b.c", "an-api-key", "", "eyJ", "eyJhbGciOi.x", "eyJ.\xe9.c"):
+    for text in (token(), f"Bearer {token()}", f"bearer {token()}"):
+        assert from_text(text) == Credentials(bearer=token())
+    prefixed = ("Bearer a-key", f"Bearer  {token()}", f"Basic {token()}")
+    for text in (*prefixed, "a.b.c", "an-api-key", "", "eyJ", "eyJhbGciOi.x", "eyJ.\xe9.c"):
         assert from_text(text) == Credentials(api_key=text)

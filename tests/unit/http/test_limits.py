@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from taskiq_flow_security import (
-    ConfigurationError,
     FlowSecurity,
     PolicyChange,
     Principal,
@@ -110,11 +109,18 @@ async def test_an_ipv6_client_does_not_get_around_a_limit_by_another_address() -
         {"api_keys": key_with({"get_dags": "1/minute"})},
     ],
 )
-def test_a_limit_for_an_endpoint_that_there_is_not_is_a_configuration_error(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="get_dags") as problem:
-        made(**settings)
-    assert VIEWER not in str(problem.value)
-    assert ADMIN not in str(problem.value)
+def test_a_limit_for_an_endpoint_that_there_is_not_is_logged(
+    settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    made(**settings)
+    assert "no rule of this application has the endpoint get_dags;" in caplog.text
+    assert VIEWER not in caplog.text
+    assert ADMIN not in caplog.text
+
+
+def test_a_limit_for_an_endpoint_that_there_is_is_not_worth_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    made(rate_limits={"get_dag": "1/minute", "whoami": "1/minute", "websocket_subscribe": "1/minute"})
+    assert caplog.text == ""
 
 
 async def test_who_failed_too_often_is_shut_out_until_the_window_has_passed() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskiq_flow_security import AccessDeniedError
-from taskiq_flow_security.http.websocket import pipelines_in
+from taskiq_flow_security.http.messages import pipelines_in
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -72,12 +72,18 @@ async def test_the_body_is_problem_details_of_rfc_9457() -> None:
 
 
 def test_a_limit_is_told_as_the_draft_on_ratelimit_headers_says() -> None:
-    error = RateLimitExceededError(12.2, "The limit is 10 per 2 minute.", "10 per 2 minute")
-    assert problem_of(error, "execute_pipeline").headers == {
+    error = RateLimitExceededError(12.2, "The limit is 10 per 2 minute.", "10 per 2 minute", "execute_pipeline")
+    assert problem_of(error).headers == {
         "retry-after": "13",
         "ratelimit-policy": '"execute_pipeline";q=10;w=120',
         "ratelimit": '"execute_pipeline";r=0;t=13',
     }
+
+
+@pytest.mark.parametrize("name", [None, "", 'a"b', "a\r\nx: y", "\u0142"])
+def test_a_name_that_no_header_can_carry_is_left_out(name: str | None) -> None:
+    error = RateLimitExceededError(1.0, "Too often.", "1 per 1 minute", name)
+    assert problem_of(error).headers["ratelimit"] == '"default";r=0;t=1'
 
 
 @pytest.mark.parametrize("limit", [None, "nonsense"])

@@ -23,6 +23,7 @@ from taskiq_flow_security.http.rules import (
     is_normal,
     is_plain,
     taskiq_flow_rules,
+    with_guide_rules,
 )
 from tests.edge import request
 
@@ -223,6 +224,27 @@ def test_the_rules_that_come_with_the_package_make_tables() -> None:
         assert (found.rule.endpoint, found.pipeline) == ("execute_pipeline", "p1")
         assert table.find(WEBSOCKET, f"{prefix}/ws") is not None
     assert table.find("GET", "/docs") is None
+
+
+def test_the_rules_of_a_user_come_before_those_of_the_guide_and_replace_the_ones_that_they_hide() -> None:
+    mine = (
+        Rule("GET", "/pipelines", "mine", public=True),
+        Rule("GET", "/pipelines/{name}/dag", "mine", "admin"),
+        Rule("GET", "/pipelines/{number:int}/status", "mine", "read", "{number}"),
+        Rule("GET", "/{word}", "mine", "execute"),
+    )
+    table = RuleTable(with_guide_rules(mine))
+
+    def endpoint(method: str, path: str) -> str | None:
+        found = table.find(method, path)
+        return None if found is None else found.rule.endpoint
+
+    for path in ("/pipelines", "/pipelines/p1/dag", "/pipelines/7/status", "/whoami", "/health"):
+        assert endpoint("GET", path) == "mine"
+    assert endpoint("GET", "/pipelines/p1/status") == "get_status"
+    assert endpoint("GET", "/api/pipelines/p1/dag") == "get_dag"
+    assert endpoint("POST", "/pipelines/p1/execute") == "execute_pipeline"
+    assert endpoint("POST", "/pipelines") is None
 
 
 async def test_rules_name_full_paths_also_below_mounts() -> None:

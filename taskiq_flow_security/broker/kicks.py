@@ -1,0 +1,71 @@
+"""One kick: where it is made, and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from taskiq.message import TaskiqMessage
+
+from taskiq_flow_security.acting import Acting
+from taskiq_flow_security.broker import delivery as deliveries
+from taskiq_flow_security.broker.delivery import Delivery
+from taskiq_flow_security.core.policy import AccessRequest, Decision
+from taskiq_flow_security.tokens.principal_token import PrincipalToken
+
+
+@dataclass(slots=True)
+class Kick:
+    """One kick, from when a middleware is first told of it to when it is signed."""
+
+    message: TaskiqMessage
+    delivery: Delivery | None
+    """The message that is handled where this is kicked, if one is."""
+    retries: bool
+    """Whether it repeats the task that is, or was, run there: a retry or a requeue.
+
+    Middlewares that stand before ours are told of an error before we are, so that the two cannot be told apart.
+    """
+    by_hook: bool
+    """Whether a middleware kicks this after a task has run or was refused: a retry, a next step, an alarm."""
+    given: object = None
+    """The principal that the message was given explicitly."""
+    actor: Acting | None = None
+    token: PrincipalToken | None = None
+    request: AccessRequest | None = None
+    decision: Decision | None = None
+
+    @classmethod
+    def of(cls, message: TaskiqMessage, given: object = None) -> Kick:
+        """The kick of this message in this context."""
+        delivery = deliveries.current.get()
+        if delivery is None:
+            return cls(message, None, False, False, given)
+        retries = delivery.admitted is not None and (delivery.task_id, delivery.task_name) == (
+            message.task_id,
+            message.task_name,
+        )
+        return cls(message, delivery, retries, retries or delivery.executed or delivery.refusal is not None, given)
+
+    def pipeline(self, actor: Acting) -> str | None:
+        """The pipeline that it is made for, if for any: the next step of a pipeline, for that of the last one."""
+        if actor.pipeline is None and self.by_hook and self.delivery is not None and self.delivery.request is not None:
+            return self.delivery.request.pipeline
+        return actor.pipeline
+
+    def actors(self, actor: Acting) -> tuple[str, ...]:
+        """The tasks that pass the principal on with it: the running one too, if it is its function that kicks."""
+        delivery = self.delivery
+        if delivery is None or delivery.admitted is None:
+            return actor.actors
+        scheduled = actor.token is not None and actor.token.schedule is not None and not actor.actors
+        if self.by_hook and not scheduled and delivery.handled_here():
+            return actor.actors
+        # A principal that was issued for a schedule has to be passed on by its task, and be it to its own retry.
+        return (*actor.actors, delivery.task_name)
+
+    def expires_at(self, time_to_live: float, actor: Acting, now: float) -> float:
+        """When the message is too old to run. For what is tried again its time counts from the first kick."""
+        ends = now + time_to_live
+        if self.retries and self.delivery is not None and self.delivery.signature is not None:
+            ends = min(ends, self.delivery.signature.expires_at)
+        return ends if actor.until is None else min(ends, actor.until)

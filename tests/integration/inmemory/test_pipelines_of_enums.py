@@ -1,0 +1,91 @@
+"""A pipeline may be a member of a string enum, and is its value then; what is no string is said to be none."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import pytest
+from taskiq import ScheduledTask, ScheduleSource
+
+from taskiq_flow_security import ConfigurationError
+from taskiq_flow_security.core.string_enum import StringEnum
+from taskiq_flow_security.schedules import ProtectedSchedules
+from tests.attacks.forging import read
+from tests.integration.inmemory.harness import PROCESSOR, Process, Task
+
+
+class Mixed(str, Enum):
+    DATA = "data"
+
+
+class Named(StringEnum):
+    DATA = "data"
+
+
+class Plain(Enum):
+    DATA = "data"
+
+
+each_enum = pytest.mark.parametrize("pipeline", [Mixed.DATA, Named.DATA])
+
+
+def _register(process: Process, pipeline: Any) -> Task:
+    @process.broker.task("enumerated", pipeline=pipeline)
+    async def enumerated() -> None:
+        process.ran.append(("enumerated", None))
+
+    return enumerated
+
+
+@each_enum
+async def test_a_task_whose_pipeline_is_in_an_enum_runs_by_the_acl_of_its_value(
+    process: Process, pipeline: str
+) -> None:
+    data = await process.kick(_register(process, pipeline))
+    assert read(data).labels["pipeline"] == "data"
+    [enqueued] = process.audit.take()
+    assert enqueued.pipeline == "data"
+    await process.runs(data)
+
+
+@each_enum
+async def test_a_schedule_of_a_task_whose_pipeline_is_in_an_enum_names_its_value(
+    process: Process, pipeline: str
+) -> None:
+    stored: list[ScheduledTask] = []
+
+    class Source(ScheduleSource):
+        async def get_schedules(self) -> list[ScheduledTask]:
+            return stored
+
+        async def add_schedule(self, schedule: ScheduledTask) -> None:
+            stored.append(schedule)
+
+    task = _register(process, pipeline)
+    source = ProtectedSchedules(Source(), process.broker)
+    with process.security.acting_as(PROCESSOR):
+        await task.kicker().schedule_by_cron(source, "0 3 * * *")
+    assert stored[0].labels["pipeline"] == "data"
+
+
+WRONG = pytest.mark.parametrize("pipeline", [5, True, b"data", ["data"], Plain.DATA])
+
+
+@WRONG
+async def test_a_pipeline_that_is_no_string_is_a_configuration_error_at_the_start(
+    process: Process, pipeline: object
+) -> None:
+    _register(process, pipeline)
+    with pytest.raises(ConfigurationError, match=f"task enumerated is of the type {type(pipeline).__name__}"):
+        await process.broker.startup()
+
+
+@WRONG
+async def test_a_pipeline_that_is_no_string_is_a_configuration_error_at_the_kick(
+    process: Process, pipeline: object
+) -> None:
+    task = _register(process, pipeline)
+    with pytest.raises(ConfigurationError, match="task enumerated is of the type"):
+        await process.kick(task)
+    assert process.broker.sent == []
