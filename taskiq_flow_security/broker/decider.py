@@ -142,10 +142,10 @@ class Decider:
             raise AccessDeniedError(Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows.")
         if security.live.in_force.revocations is not None:
             for jti, issued_at in ((token.jti, token.issued_at), (signature.jti, signature.issued_at)):
-                if (rule := security.revoked(jti, issued_at)) is not None:
+                if (rule := security.authorization.revoked(jti, issued_at)) is not None:
                     raise AccessDeniedError(Reason.REVOKED, f"The message or its principal has been revoked ({rule}).")
         request = delivery.request = access_request(message, delivery.task)
-        decision = delivery.decision = security.decide(principal, request)
+        decision = delivery.decision = security.authorization.decide(principal, request)
         if decision.reason is Reason.POLICY_STALE:
             raise BackendUnavailableError("Nobody can tell now what the policy is.")
         if not decision.allowed:

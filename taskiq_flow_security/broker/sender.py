@@ -90,7 +90,7 @@ class Sender:
         made_for = None if actor.schedule is not None else kick.pipeline(actor)  # what was stored names it
         name_pipeline(message, made_for, task)
         kick.request = request = access_request(message, task)
-        kick.decision = decision = security.decide(actor.principal, request)
+        kick.decision = decision = security.authorization.decide(actor.principal, request)
         if decision.reason is Reason.POLICY_STALE:
             if kick.by_hook:
                 return  # a worker decides about it when it can
@@ -103,7 +103,7 @@ class Sender:
             )
         now = security.clock()
         expires_at = kick.expires_at(time_to_live(message, security.config), actor, now)
-        kick.token = security.token_for(actor, now, expires_at)  # while it can be said in the caller
+        kick.token = security.issuer.token_for(actor, now, expires_at)  # while it can be said in the caller
 
     def counts(self, kick: Kick) -> bool:
         """Whether a kick that was decided about has to be counted, unless a worker decides about it."""
@@ -164,7 +164,7 @@ class Sender:
         text, signature = security.messages.sign(
             payload, now, expires_at, delegation(kick, actor, token), denied, fires=actor.schedule is not None
         )
-        security.signed_with(Use.SEND, signature.kid)
+        security.issuer.signed_with(Use.SEND, signature.kid)
         labels = data["labels"]
         labels[SIGNATURE_LABEL] = text
         if denied is None:
@@ -183,7 +183,7 @@ class Sender:
             return actor.token  # whatever has become of it: a worker says so to whoever waits
         if kick.token is not None and kick.token.expires_at >= expires_at:
             return kick.token
-        return self._security.token_for(actor, now, expires_at)
+        return self._security.issuer.token_for(actor, now, expires_at)
 
     def _as_it_arrives(self, data: WireMessage, inner: TaskiqFormatter) -> tuple[WireMessage, bytes]:
         """What a format other than JSON makes of a message, and the bytes to sign."""
@@ -236,7 +236,7 @@ class Sender:
         if actor is not None and given is not None and actor.received and actor.token and given == actor.token.text:
             given = None  # it is whoever acts here anyway
         if given is not None:
-            token = self._security.verify_principal(given, self._security.clock())
+            token = self._security.issuer.verify(given, self._security.clock())
             if token.schedule is not None or SCHEDULE_LABEL in labels:
                 raise AuthenticationError(
                     Reason.UNSIGNED,

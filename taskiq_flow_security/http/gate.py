@@ -132,7 +132,7 @@ class Gate:
         if security.live.stale:
             await security.live.catch_up()
         try:
-            principal = security.identify(api_key=given.api_key, bearer=given.bearer, txn=visit.txn)
+            principal = security.authentication.identify(api_key=given.api_key, bearer=given.bearer, txn=visit.txn)
         except AuthenticationError:
             if failed_logins is not None:
                 try:
@@ -140,7 +140,7 @@ class Gate:
                 except BackendUnavailableError as error:
                     self._uncounted(visit, error)
             raise
-        security.record_login(principal, visit.client.address)
+        security.authentication.record_success(principal, visit.client.address)
         visit.principal = principal
         return principal
 
@@ -173,7 +173,7 @@ class Gate:
         if request is None:
             self._record(visit, EventName.AUTHZ_ALLOW, Outcome.ALLOW, Reason.AUTHENTICATED)
             return
-        visit.decision = decision = self.security.decide(principal, request)
+        visit.decision = decision = self.security.authorization.decide(principal, request)
         if not decision.allowed:
             raise AccessDeniedError(
                 decision.reason, f"{principal.subject} may not {request.permission} {request.resource}."

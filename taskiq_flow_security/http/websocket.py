@@ -114,7 +114,7 @@ class WebSockets:
     async def _login_ends(self, principal: Principal) -> Reason:
         """Wait until the login behind a principal is over, and say why."""
         # Asked again and again, as what ends a login may be decided elsewhere.
-        while (reason := self._gate.security.login_ended(principal)) is None:  # noqa: ASYNC110 (nobody tells us)
+        while (reason := self._gate.security.authorization.login_ended(principal)) is None:  # noqa: ASYNC110 (nobody tells us)
             await asyncio.sleep(_CHECKED_EVERY)
         return reason
 

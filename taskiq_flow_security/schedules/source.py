@@ -150,7 +150,7 @@ class ProtectedSchedules(ScheduleSource):
                 until=signature.expires_at,
             )
             security.schedules.check_times(signature, now)
-            if security.revoked(signature.jti, signature.issued_at) is not None:
+            if security.authorization.revoked(signature.jti, signature.issued_at) is not None:
                 raise AuthenticationError(Reason.REVOKED, "The schedule has been revoked.")
         acting.fire(kick.actor)
         if not security.monitoring:  # or the kick that follows would record the same again

@@ -163,7 +163,7 @@ async def test_a_denial_that_may_pass_ends_nothing(
         deployment.scheduler = new_process(clock=Clock(deployment.api.clock.now - 60))
         _failing(deployment.scheduler)
     else:
-        monkeypatch.setattr(deployment.scheduler.security, "decide", decide)
+        monkeypatch.setattr(deployment.scheduler.security.authorization, "decide", decide)
     assert await deployment.fire(retry) == []
     assert _answers(deployment) == {}
     assert deployment.store.texts == before

@@ -77,7 +77,7 @@ async def test_a_policy_that_fails_refuses(process: Process, monkeypatch: pytest
     def broken(*_: object) -> None:
         raise LookupError("a bug in a policy")
 
-    monkeypatch.setattr(process.security, "decide", broken)
+    monkeypatch.setattr(process.security.authorization, "decide", broken)
     process.audit.take()
     outcome = await process.broker.deliver(message)
     assert process.ran == []
@@ -96,7 +96,7 @@ async def test_a_refusal_because_of_a_bug_is_joined_to_its_kick(
     def broken(*_: object) -> None:
         raise LookupError("a bug in a policy")
 
-    monkeypatch.setattr(process.security, "decide", broken)
+    monkeypatch.setattr(process.security.authorization, "decide", broken)
     await process.broker.deliver(message)
     (refused,) = process.audit.take()
     assert (refused.txn, refused.jti) == (kicked.txn, kicked.jti)

@@ -168,7 +168,7 @@ async def test_no_secret_reaches_an_answer_a_log_or_an_audit_event(path: str, he
 
 async def test_no_configured_secret_reaches_an_answer_a_log_or_an_audit_event_when_a_check_breaks() -> None:
     edge = Edge()
-    edge.security.identify = lambda **_: 1 / 0  # type: ignore[assignment, method-assign]  # a bug, for this test
+    edge.security.authentication.identify = lambda **_: 1 / 0  # type: ignore[assignment, method-assign]  # a bug, for this test
     with logs() as lines:
         answer = await edge.get("/pipelines", key())
     assert answer.status == 500

@@ -297,7 +297,7 @@ async def test_a_login_that_cannot_be_watched_is_over(monkeypatch: pytest.Monkey
     edge = Edge()
     async with connect(edge.app, key()) as client:
         await client.accepted()
-        monkeypatch.setattr(edge.security, "login_ended", lambda _: 1 / 0)
+        monkeypatch.setattr(edge.security.authorization, "login_ended", lambda _: 1 / 0)
         assert (await client.receive())["reason"] == "internal_error"
         assert await client.close_code() == 1011
     assert edge.trail.last.outcome == "deny"

@@ -153,7 +153,7 @@ async def test_an_exception_while_a_message_is_checked_ends_the_connection() -> 
     edge = Edge()
     async with connect(edge.app, key()) as client:
         await client.accepted()
-        edge.security.decide = lambda *_: 1 / 0  # type: ignore[assignment, method-assign]  # a bug, for this test
+        edge.security.authorization.decide = lambda *_: 1 / 0  # type: ignore[assignment, method-assign]  # a bug, for this test
         client.subscribe("p1")
         assert (await client.receive())["reason"] == "internal_error"
         assert await client.close_code() == 1011

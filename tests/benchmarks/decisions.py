@@ -65,8 +65,8 @@ def _decision(security: FlowSecurity, callers: list[Principal], pipelines: list[
     """Decide about another caller and another pipeline each time."""
     requests = cycle([AccessRequest(Permission.EXECUTE, pipeline, "work") for pipeline in pipelines])
     principals = cycle(callers)
-    assert all(security.decide(next(principals), next(requests)) for _ in range(_ASKED))
-    return lambda: security.decide(next(principals), next(requests))
+    assert all(security.authorization.decide(next(principals), next(requests)) for _ in range(_ASKED))
+    return lambda: security.authorization.decide(next(principals), next(requests))
 
 
 def _authentication(security: FlowSecurity, keys: list[str]) -> Batch:

@@ -157,11 +157,11 @@ def _decisions() -> dict[str, Batch]:
     others = {f"subject-{number}": None for number in range(10_000)}
     revoking.live.in_force = replace(revoking.live.in_force, revocations=Revocations(subjects=others))
     return {
-        "by an ACL": repeat(lambda: security.decide(PRINCIPAL, request)),
-        "by an ACL, while 10,000 others are revoked": repeat(lambda: revoking.decide(PRINCIPAL, request)),
-        "by whitelist, permission and ACL": repeat(lambda: security.decide(restricted, request)),
-        "denied": repeat(lambda: security.decide(restricted, elsewhere)),
-        "with a guard: roles and a predicate": repeat(lambda: security.decide(PRINCIPAL, guarded)),
+        "by an ACL": repeat(lambda: security.authorization.decide(PRINCIPAL, request)),
+        "by an ACL, while 10,000 others are revoked": repeat(lambda: revoking.authorization.decide(PRINCIPAL, request)),
+        "by whitelist, permission and ACL": repeat(lambda: security.authorization.decide(restricted, request)),
+        "denied": repeat(lambda: security.authorization.decide(restricted, elsewhere)),
+        "with a guard: roles and a predicate": repeat(lambda: security.authorization.decide(PRINCIPAL, guarded)),
         "explain": repeat(lambda: security.explain(PRINCIPAL, pipeline=PIPELINE)),
         "rate limit, in memory": repeat_async(lambda: limits.count(next(callers), limited, by_hook=False)),
     }

@@ -62,7 +62,7 @@ class Guarded:
             **_formatter(task),
         }
         self.parts: dict[str, Seam] = {
-            "decide, twice": (security, "decide"),
+            "decide, twice": (security.authorization, "decide"),
             "message to plain values": (wire, "to_wire"),
             "plain values to bytes to sign": (wire, "signed_payload"),
             "sign": (security.messages, "sign"),

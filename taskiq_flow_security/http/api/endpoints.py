@@ -157,7 +157,8 @@ def caller(connection: HTTPConnection) -> Principal:
 
 def may(security: FlowSecurity, principal: Principal, permission: Permission, pipeline_id: str) -> bool:
     """Whether the policy lets the principal do this with a pipeline, or security is only monitored."""
-    return security.monitoring or security.decide(principal, AccessRequest(permission, pipeline_id)).allowed
+    request = AccessRequest(permission, pipeline_id)
+    return security.monitoring or security.authorization.decide(principal, request).allowed
 
 
 def _unsendable() -> HTTPException:

@@ -96,7 +96,7 @@ async def test_a_revoked_login_can_neither_kick_nor_log_in_and_what_it_has_queue
     with pytest.raises(AuthenticationError) as unauthenticated:
         await process.security.authenticate(bearer=token)
     assert unauthenticated.value.reason == "revoked"
-    assert process.security.login_ended(carol) == "revoked"
+    assert process.security.authorization.login_ended(carol) == "revoked"
     assert not process.security.explain(carol, pipeline="data")
     await process.security.administration.reinstate(ADMIN, revocation)
     await process.runs(await process.kick(process.clean, [1], principal=carol))

@@ -1,0 +1,100 @@
+"""Principals as signed: issued here, or passed on as they came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from taskiq_flow_security.acting import Acting
+from taskiq_flow_security.audit import AuditLogger
+from taskiq_flow_security.authorization import Authorization
+from taskiq_flow_security.config import TaskiqFlowConfig
+from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
+from taskiq_flow_security.core.principal import Principal
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.tokens.keyring import Use
+from taskiq_flow_security.tokens.principal_token import PrincipalToken, PrincipalTokens
+
+
+class Issuer:
+    """Issues principals, and accepts those that were issued elsewhere, for as long as nobody has revoked them."""
+
+    def __init__(
+        self,
+        config: TaskiqFlowConfig,
+        principals: PrincipalTokens,
+        authorization: Authorization,
+        audit: AuditLogger,
+        clock: Callable[[], float],
+    ) -> None:
+        self._principal_ttl = config.principal_ttl
+        self._leeway = config.clock_leeway
+        self._principals = principals
+        self._authorization = authorization
+        self._audit = audit
+        self._clock = clock
+        self._signed_with: dict[Use, str] = {}
+
+    def verify(self, text: object, now: float) -> PrincipalToken:
+        """The principal of a token that is accepted now. Raises `AuthenticationError` for any other."""
+        token = self._principals.verify(text, now)
+        if self._authorization.revoked(token.jti, token.issued_at) is not None:
+            raise AuthenticationError(Reason.REVOKED, "The principal has been revoked; authenticate again.")
+        return token
+
+    def issue(self, principal: Principal, txn: str, now: float) -> PrincipalToken:
+        """Sign a principal.
+
+        Raises `AuthenticationError` where its login has ended, or where this process has no key to issue with.
+        """
+        self._require_login(principal, now)
+        token = self._principals.issue(principal, txn, now, self._end_of(principal, now))
+        self.signed_with(Use.ISSUE, token.kid)
+        return token
+
+    def token_for(self, actor: Acting, now: float, until: float) -> PrincipalToken:
+        """The actor's principal as signed; where this process issues it, valid `until` then.
+
+        A principal that came with a message is passed on as it is. Raises as `verify` or `issue`.
+        """
+        token = actor.token
+        if token is not None and actor.received:
+            return self.verify(token.text, now)
+        self._require_login(actor.principal, now)
+        if token is None or token.expires_at < until or self._is_over(token, actor.principal, now):
+            token = actor.token = self.issue(actor.principal, actor.txn, now)
+        return token
+
+    def signed_with(self, use: Use, kid: str) -> None:
+        """Note which key has signed, and record it where that is another one than before."""
+        before = self._signed_with.get(use)
+        if before == kid:
+            return
+        self._signed_with[use] = kid
+        if before is not None:
+            self._audit.record(
+                AuditEvent(
+                    event=EventName.KEY_ROTATED,
+                    time=self._clock(),
+                    outcome=Outcome.ALLOW,
+                    rule=use,
+                    key_id=kid,
+                    change=f"{before} -> {kid}",
+                )
+            )
+
+    def _is_over(self, token: PrincipalToken, principal: Principal, now: float) -> bool:
+        """Whether a token was revoked, or its key is not the one to issue with any more."""
+        if self._authorization.revoked(token.jti, token.issued_at) is not None:
+            return True
+        return not self._principals.by_present_key(token, now, self._end_of(principal, now))
+
+    def _require_login(self, principal: Principal, now: float) -> None:
+        for end in (principal.expires_at, principal.issued_until):
+            if end is not None and now - self._leeway >= end:
+                raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
+
+    def _end_of(self, principal: Principal, now: float) -> float:
+        """Until when a principal is accepted that is issued now."""
+        end = now + self._principal_ttl
+        return end if principal.issued_until is None else min(end, principal.issued_until)
