@@ -83,6 +83,8 @@ def _dependencies(function: Callable[..., Any]) -> frozenset[str]:
 
 def _pipeline(message: TaskiqMessage, task: Task | None) -> str | None:
     registered = registered_pipeline(task)
+    if message.labels.get(PIPELINE_LABEL) == registered:
+        return registered  # as TaskIQ puts it there, a string or nothing
     named = read_label(message, PIPELINE_LABEL)
     if named is not None and not isinstance(named, str):
         raise AccessDeniedError(Reason.INVALID_LABEL, "The label pipeline must be a string.")
