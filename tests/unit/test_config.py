@@ -216,4 +216,4 @@ def test_settings_cannot_be_changed_later() -> None:
     with pytest.raises(ValueError, match="frozen"):
         config.enforcement = "monitor"  # type: ignore[misc]
     with pytest.raises(AttributeError):
-        FlowSecurity(config).monitoring = True
+        FlowSecurity(config).monitoring = True  # type: ignore[misc]

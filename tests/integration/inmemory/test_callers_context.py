@@ -177,6 +177,6 @@ async def test_a_task_that_kicks_in_place_goes_on_in_its_own_name() -> None:
 async def test_where_security_is_off_a_kick_in_place_leaves_the_context_as_it_was() -> None:
     deployment = Deployment("none", "before")
     security = deployment.security
-    security.enabled = False
+    security.config = security.config.model_copy(update={"security_enabled": False})
     with unchanged():
         await _attempt(deployment, "works")

@@ -176,7 +176,7 @@ async def test_a_requeue_where_security_is_only_monitored_goes_on_for_somebody_u
     process: Process,
 ) -> None:
     security = process.security
-    security.monitoring = True
+    security.config = security.config.model_copy(update={"enforcement": "monitor"})
     task = _requeuing(process, int, times=1)
     await task.kiq(7)
     await process.broker.deliver(process.broker.take())
