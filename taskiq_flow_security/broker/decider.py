@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from itertools import chain, repeat
 
 from taskiq.abc.broker import AsyncBroker
@@ -22,8 +23,7 @@ from taskiq_flow_security.broker.replays import Replays
 from taskiq_flow_security.broker.task_events import record_arrival_allowed, record_arrival_denied
 from taskiq_flow_security.broker.verifier import Verifier, internal_error
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
-from taskiq_flow_security.core.policy import AccessRequest
-from taskiq_flow_security.core.principal import ANONYMOUS, Principal
+from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
     AccessDeniedError,
@@ -150,19 +150,21 @@ class Decider:
             raise BackendUnavailableError("Nobody can tell now what the policy is.")
         if not decision.allowed:
             raise access_denied(principal, request, decision)
-        if security.config.rate_limits_on_workers and not delivery.counted:
-            await self._count(message, delivery, principal, request)
-            delivery.counted = True
+        if delivery.counted:
+            return
+        if security.config.rate_limits_on_workers:
+            await self._count(message, delivery, self._limits.count_run(principal, request))
+        elif request.guard is not None and not signature.counted:
+            await self._count(message, delivery, self._limits.count_guarded(principal, request))
 
-    async def _count(
-        self, message: TaskiqMessage, delivery: Delivery, principal: Principal, request: AccessRequest
-    ) -> None:
+    async def _count(self, message: TaskiqMessage, delivery: Delivery, counting: Awaitable[None]) -> None:
         try:
-            await self._limits.count_run(principal, request)
+            await counting
         except BackendUnavailableError as error:
             if not self._security.config.unsafe_allow_uncounted:
                 raise
             record_arrival_denied(self._security, message, delivery, error, shadow=True)
+        delivery.counted = True
 
     def _let_run(self, message: TaskiqMessage, delivery: Delivery) -> None:
         token, signature = delivery.token, delivery.signature

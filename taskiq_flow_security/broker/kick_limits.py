@@ -37,6 +37,11 @@ class KickLimits:
         """
         await self._count("kick", principal, self._limits(request, by_hook=by_hook))
 
+    async def count_guarded(self, principal: Principal, request: AccessRequest) -> None:
+        """Count one kick against its guard's limit alone, of which its sender knows nothing. Raises as `count`."""
+        if request.guard is not None and request.guard.rate_limit is not None:
+            await self._count("kick", principal, [(request.guard.rate_limit, ("guarded", str(request.task)))])
+
     async def count_run(self, principal: Principal, request: AccessRequest) -> None:
         """Count one task that is about to run. Raises as `count`."""
         await self._count("run", principal, self._limits(request, by_hook=False))

@@ -33,6 +33,8 @@ class Kick:
     token: PrincipalToken | None = None
     request: AccessRequest | None = None
     decision: Decision | None = None
+    counted: bool = False
+    """Whether it was counted against the rate limit of its task's guard, or need not be."""
 
     @classmethod
     def of(cls, message: TaskiqMessage, given: object = None) -> Kick:
@@ -44,7 +46,8 @@ class Kick:
             message.task_id,
             message.task_name,
         )
-        return cls(message, delivery, retries, retries or delivery.executed or delivery.refusal is not None, given)
+        by_hook = retries or delivery.executed or delivery.refusal is not None
+        return cls(message, delivery, retries, by_hook, given, counted=retries)
 
     def pipeline(self, actor: Acting) -> str | None:
         """The pipeline that it is made for, if for any: the next step of a pipeline, for that of the last one."""

@@ -117,6 +117,7 @@ class Sender:
         assert kick.request is not None
         try:
             await self._limits.count(kick.actor.principal, kick.request, by_hook=kick.by_hook)
+            kick.counted = kick.request.guard is not None and kick.request.guard.rate_limit is not None
         except BackendUnavailableError as error:
             if not self._security.config.unsafe_allow_uncounted:
                 raise
@@ -162,7 +163,13 @@ class Sender:
         data, payload = (data, wire.signed_payload(data)) if as_signed else self._as_it_arrives(data, inner)
         denied = None if kick.delivery is None else kick.delivery.denied_kicks.get(message.task_id)
         text, signature = security.messages.sign(
-            payload, now, expires_at, delegation(kick, actor, token), denied, fires=actor.schedule is not None
+            payload,
+            now,
+            expires_at,
+            delegation(kick, actor, token),
+            denied,
+            fires=actor.schedule is not None,
+            counted=kick.counted,
         )
         security.issuer.signed_with(Use.SEND, signature.kid)
         labels = data["labels"]

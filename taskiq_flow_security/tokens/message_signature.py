@@ -50,6 +50,8 @@ class MessageSignature(NamedTuple):
     """Why the sender itself denies that this may run, if it does: somebody may wait for the message to be refused."""
     only_fires: bool = False
     """Whether its key is for what schedules send as they were granted, and for nothing else."""
+    counted: bool = False
+    """Whether the kick was counted against the rate limit of its task's guard, which its sender may not know."""
 
 
 class _Header(JwsHeader):
@@ -62,6 +64,7 @@ class _Header(JwsHeader):
     scope: ScopeClaim | None = None
     pipeline: str | None = None
     denied: str | None = None
+    counted: bool = False
 
 
 class MessageSigner:
@@ -82,6 +85,7 @@ class MessageSigner:
         denied: str | None = None,
         *,
         fires: bool = False,
+        counted: bool = False,
         jti: str | None = None,
     ) -> tuple[str, MessageSignature]:
         """Sign a message, which a schedule `fires`, or somebody sends. It has an id of its own unless a `jti` is given.
@@ -90,7 +94,9 @@ class MessageSigner:
         """
         use = Use.FIRE if fires and not self._keyring.signs(Use.SEND, now) else Use.SEND
         key = self._keyring.signer(use, now, expires_at)
-        signature = MessageSignature(key.kid, jti or new_id(), now, int(expires_at), delegation, denied)
+        signature = MessageSignature(
+            key.kid, jti or new_id(), now, int(expires_at), delegation, denied, use is Use.FIRE, counted
+        )
         # Only numbers and ids that were made here are filled in, so that nothing needs escaping.
         times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
         header = f'{self._header(key)},{times},"jti":"{signature.jti}"{_terms(signature)}}}'
@@ -120,7 +126,14 @@ class MessageSigner:
             scope = UNRESTRICTED if header.scope is None else header.scope.scope()
             delegation = Delegation(header.act, scope, header.pipeline)
         return MessageSignature(
-            header.kid, header.jti, header.iat, header.exp, delegation, header.denied, use is Use.FIRE
+            header.kid,
+            header.jti,
+            header.iat,
+            header.exp,
+            delegation,
+            header.denied,
+            use is Use.FIRE,
+            header.counted,
         )
 
     def _header(self, key: Key) -> str:
@@ -134,14 +147,15 @@ class MessageSigner:
 
 def _terms(signature: MessageSignature) -> str:
     """The parameters of a header that say on what terms the message is sent, if on any."""
-    delegation, denied = signature.delegation, signature.denied
-    if delegation is NOT_DELEGATED and denied is None:
+    delegation, denied, counted = signature.delegation, signature.denied, signature.counted
+    if delegation is NOT_DELEGATED and denied is None and not counted:
         return ""
     claims = {
         "act": delegation.actors or None,
         "scope": ScopeClaim.of(delegation.scope),
         "pipeline": delegation.pipeline,
         "denied": denied,
+        "counted": counted or None,
     }
     said = {name: claim for name, claim in claims.items() if claim is not None}
     return f",{to_json(said, exclude_none=True).decode()[1:-1]}" if said else ""

@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 from taskiq import Context, TaskiqDepends, TaskiqMiddleware, async_shared_broker
 from taskiq.exceptions import SendTaskError
+from taskiq.kicker import AsyncKicker
 from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security import (
@@ -529,3 +530,29 @@ async def test_kicks_that_are_given_up_leave_nothing_behind(new_process: NewProc
                 await process.clean.kiq([1])
     gc.collect()
     assert len([found for found in gc.get_objects() if type(found) is TaskiqMessage]) < 500
+
+
+async def test_a_rate_limit_that_the_sender_does_not_know_counts_on_the_worker(new_process: NewProcess) -> None:
+    api, worker = new_process(), new_process()
+
+    @worker.broker.task("rare", pipeline="data")
+    @guard(rate_limit="2/hour")
+    async def rare() -> None:
+        worker.ran.append(("rare", None))
+
+    with api.security.acting_as(PROCESSOR, pipeline="data"):
+        for _ in range(3):
+            await AsyncKicker[Any, Any]("rare", api.broker, {}).kiq()
+    outcomes = [await worker.broker.deliver(message) for message in api.broker.sent]
+    assert [outcome.result.is_err for outcome in outcomes] == [False, False, True]
+    assert isinstance(outcomes[-1].error, RateLimitExceededError)
+
+
+async def test_a_rate_limit_that_has_counted_at_the_kick_does_not_count_on_the_worker(process: Process) -> None:
+    @process.broker.task("rare", pipeline="data")
+    @guard(rate_limit="1/hour")
+    async def rare() -> None:
+        process.ran.append(("rare", None))
+
+    message = await process.kick(rare)
+    await process.runs(message)
