@@ -54,8 +54,8 @@ def guard(
     `permission` must be among the principal's explicit permissions, for which ``admin`` does not stand in; a principal
     without explicit permissions needs it from the ACLs. Of `roles`, it needs one. `predicate` is called with the
     principal and the arguments by name, and must return ``True``.
-    `rate_limit`, such as ``"10/minute"``, holds for each principal at the kick; where the sender does not know the task,
-    on the worker.
+    `rate_limit`, such as ``"10/minute"``, holds for each principal at the kick; where the sender does not know the
+    task, on the worker.
     With `at_most_once`, a message runs no second time even where a worker was killed in the middle of it: whoever waits
     gets an error then. That needs a shared store.
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from typing import Any, Protocol
 
+import taskiq_flow
+import taskiq_pipelines
 from taskiq import AsyncBroker, Context, SimpleRetryMiddleware, SmartRetryMiddleware, TaskiqDepends
 from taskiq.brokers.shared_broker import shared_task
 from taskiq.serializers import JSONSerializer
-from taskiq_pipelines import PipelineMiddleware
 from taskiq_redis import ListRedisScheduleSource
 
 from taskiq_flow_security import FlowSecurity, ProtectedSchedules, SecurityMiddleware, TaskiqFlowConfig
@@ -93,9 +94,13 @@ class Queue(Protocol):
 
 
 def deployed(transport: Queue, config: TaskiqFlowConfig, retries: str = "") -> tuple[AsyncBroker, Tasks]:
-    """The broker and its tasks. `retries` is the middleware that retries: simple, smart, or smart by a schedule."""
+    """The broker and its tasks. `retries` is the middleware that retries: simple, smart, or smart by a schedule.
+
+    With smart retries, pipelines are taskiq-flow's; both libraries use the same labels.
+    """
     security = FlowSecurity(config)
-    broker = transport.broker().with_middlewares(SecurityMiddleware(security), PipelineMiddleware())
+    pipelines = taskiq_flow.PipelineMiddleware() if retries == "smart" else taskiq_pipelines.PipelineMiddleware()
+    broker = transport.broker().with_middlewares(SecurityMiddleware(security), pipelines)
     broker.with_result_backend(security.protect_results(broker.result_backend))
     store = ListRedisScheduleSource(REDIS_URL, prefix=f"{transport.name}-schedules", serializer=JSONSerializer())
     source = ProtectedSchedules(store, broker)
