@@ -32,6 +32,8 @@ class Acting:
     """The id of the schedule that is due, where the scheduler sends what it stands for."""
     until: float | None = None
     """When the grant ends by which it acts: nothing that it sends lasts longer."""
+    counted: bool = False
+    """Whether what it sends was counted before: it is to be tried again."""
 
 
 _acting: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_acting", default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from taskiq.abc.broker import AsyncBroker
@@ -66,8 +66,6 @@ class Delivery:
     """Whether its function has run, so that what is kicked now is kicked by middlewares."""
     finished: bool = False
     """Whether its result is made, and nothing but to store it is left to do."""
-    denied_kicks: dict[str, str | None] = field(default_factory=dict)
-    """The tasks that middlewares are kicking and may not, by id: why, where the worker that gets them can be told."""
     ended: asyncio.Event | None = None
     """Set when the worker that listened for it listens no longer."""
     kept: bool = False
@@ -103,35 +101,3 @@ def _current_task() -> asyncio.Task[Any] | None:
 
 
 current: ContextVar[Delivery | None] = ContextVar("taskiq_flow_security_delivery", default=None)
-
-
-def refusing() -> bool:
-    """Whether this context handles a message that is refused."""
-    delivery = current.get()
-    return delivery is not None and delivery.refusal is not None
-
-
-def deny_kick(task_id: str, reason: str | None) -> None:
-    """Note that the kick that is under way in this context is denied. Without a `reason` it will not be sent at all."""
-    delivery = current.get()
-    if delivery is not None:
-        delivery.denied_kicks[task_id] = reason
-
-
-def denied_kick(task_id: str) -> str | None:
-    """Why this kick is denied, if it is sent all the same."""
-    delivery = current.get()
-    return None if delivery is None else delivery.denied_kicks.get(task_id)
-
-
-def withholds(task_id: str) -> bool:
-    """Whether this kick is not to be sent."""
-    delivery = current.get()
-    return delivery is not None and task_id in delivery.denied_kicks and delivery.denied_kicks[task_id] is None
-
-
-def forget_kick(task_id: str) -> None:
-    """The kick is over."""
-    delivery = current.get()
-    if delivery is not None:
-        delivery.denied_kicks.pop(task_id, None)

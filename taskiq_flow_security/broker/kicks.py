@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
-from taskiq.message import TaskiqMessage
+from taskiq.message import BrokerMessage, TaskiqMessage
 
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
@@ -35,10 +38,41 @@ class Kick:
     decision: Decision | None = None
     counted: bool = False
     """Whether it was counted against the rate limit of its task's guard, or need not be."""
+    denied: str | None = None
+    """Why a worker is to refuse it: it may not be made, and somebody may wait for it."""
+    withheld: bool = False
+    """Whether it is not to be sent at all."""
+    outer: Kick | None = None
+    """The one in the middle of which a middleware makes it."""
+
+    @classmethod
+    def begin(cls, message: TaskiqMessage, given: object) -> Kick:
+        """The kick that begins in this context with this message.
+
+        Where the message was dumped before, by a middleware that wants to know how long it is, say, the principal that
+        it was given then was taken off.
+        """
+        before = _under_way.get()
+        kick = cls.of(message, given)
+        if before is not None and before.message is message:
+            kick.given, kick.outer = given or before.given, before.outer
+        elif before is not None:
+            kick.outer, before.outer = before, None  # one is enough: most of these were given up
+        _under_way.set(kick)
+        return kick
+
+    @classmethod
+    def resume(cls, message: TaskiqMessage, given: object) -> Kick:
+        """The kick that is under way in this context, if this is its message or a copy; else one that begins now."""
+        kick = _under_way.get()
+        if kick is not None and kick.is_of(message) and given in (None, kick.given):
+            kick.message = message
+            return kick
+        return cls.begin(message, given)
 
     @classmethod
     def of(cls, message: TaskiqMessage, given: object = None) -> Kick:
-        """The kick of this message in this context."""
+        """A kick of this message in this context."""
         delivery = deliveries.current.get()
         if delivery is None:
             return cls(message, None, False, False, given)
@@ -48,6 +82,10 @@ class Kick:
         )
         by_hook = retries or delivery.executed or delivery.refusal is not None
         return cls(message, delivery, retries, by_hook, given, counted=retries)
+
+    def is_of(self, message: TaskiqMessage | BrokerMessage) -> bool:
+        """Whether this is the kick of a message, or of the one that it was copied from."""
+        return (self.message.task_id, self.message.task_name) == (message.task_id, message.task_name)
 
     def pipeline(self, actor: Acting) -> str | None:
         """The pipeline that it is made for, if for any: the next step of a pipeline, for that of the last one."""
@@ -72,3 +110,24 @@ class Kick:
         if self.retries and self.delivery is not None and self.delivery.signature is not None:
             ends = min(ends, self.delivery.signature.expires_at)
         return ends if actor.until is None else min(ends, actor.until)
+
+
+_under_way: ContextVar[Kick | None] = ContextVar("taskiq_flow_security_kick", default=None)
+"""The kick that was begun in this context and is not sent yet."""
+
+
+@contextmanager
+def sending() -> Iterator[Kick | None]:
+    """The kick that is under way is sent inside the block: what is kicked there is another one."""
+    kick = _under_way.get()
+    _under_way.set(None)
+    try:
+        yield kick
+    finally:
+        _under_way.set(None if kick is None else kick.outer)
+
+
+def give_up() -> None:
+    """The kick that is under way is denied, and will not be sent."""
+    with sending():
+        pass

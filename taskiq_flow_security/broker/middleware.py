@@ -13,7 +13,7 @@ from taskiq.result import TaskiqResult
 
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
-from taskiq_flow_security.broker import arrivals, refusal, run_events
+from taskiq_flow_security.broker import arrivals, kicks, refusal, run_events
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker.access_requests import check_pipeline
 from taskiq_flow_security.broker.decider import Decider
@@ -32,7 +32,7 @@ from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.results import check_results
 from taskiq_flow_security.security import FlowSecurity
 
-Kick = Callable[[BrokerMessage], Coroutine[Any, Any, None]]
+Send = Callable[[BrokerMessage], Coroutine[Any, Any, None]]
 
 
 class SecurityMiddleware(TaskiqMiddleware):
@@ -161,22 +161,21 @@ class SecurityMiddleware(TaskiqMiddleware):
             )
 
 
-def _isolated(kick: Kick) -> Kick:
-    """A kick after which the caller's context is as it was, also where the broker runs the task in place."""
+def _isolated(send: Send) -> Send:
+    """A broker's kick after which the caller's context is as it was, also where the broker runs the task in place."""
 
-    @functools.wraps(kick)
+    @functools.wraps(send)
     async def isolated_kick(message: BrokerMessage) -> None:
-        if deliveries.withholds(message.task_id):
-            deliveries.forget_kick(message.task_id)
-            return
         actor, delivery = acting.current(), deliveries.current.get()
-        deliveries.current.set(None)
-        try:
-            await kick(message)
-        finally:
-            acting.become(actor)
-            deliveries.current.set(delivery)
-            deliveries.forget_kick(message.task_id)
+        with kicks.sending() as kick:
+            if kick is not None and kick.withheld and kick.is_of(message):
+                return
+            deliveries.current.set(None)
+            try:
+                await send(message)
+            finally:
+                acting.become(actor)
+                deliveries.current.set(delivery)
 
     isolated_kick.isolated = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
     return isolated_kick

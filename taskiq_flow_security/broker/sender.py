@@ -10,8 +10,7 @@ from taskiq.message import BrokerMessage, TaskiqMessage
 
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
-from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker import refusal, run_events, signed_json, wire
+from taskiq_flow_security.broker import kicks, refusal, run_events, signed_json, wire
 from taskiq_flow_security.broker.access_requests import access_denied, access_request
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.kick_labels import check_credentials, name_pipeline, time_to_live
@@ -36,9 +35,6 @@ from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, Princip
 
 _logger = logging.getLogger(__name__)
 
-_AT_A_TIME = 256
-"""How many kicks are remembered at most between their decision and their signature."""
-
 
 class Sender:
     """Decides about kicks and signs messages for one broker."""
@@ -48,12 +44,10 @@ class Sender:
         self._broker = broker
         self._fidelity = fidelity
         self._limits = KickLimits(security)
-        self._decided: dict[int, Kick] = {}
-        """By the identity of their messages, which they hold, those that are about to be signed."""
 
     async def authorize(self, message: TaskiqMessage) -> None:
         """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
-        kick = Kick.of(message)
+        kick = Kick.begin(message, message.labels.get(PRINCIPAL_LABEL))
         try:
             self.decide(kick)
             if self.counts(kick):
@@ -61,21 +55,22 @@ class Sender:
         except Exception as error:  # noqa: BLE001 (whatever it is, the kick is denied)
             denial = denial_of(error)
         else:
-            self._remember(kick)
             return
         self.record_denied(kick, denial)
         if self._security.monitoring:
+            kick.counted = True  # or it would be denied once more where it arrives
             return
         if not kick.by_hook:
+            kicks.give_up()
             acting.fired(message.labels.get(SCHEDULE_LABEL))
             raise denial
         # An exception would keep the receiver from acking (`on_error`) or only be logged (`post_save`), and somebody
         # would wait for ever. So the message is sent for the worker that gets it to refuse.
-        if kick.actor is not None and not isinstance(denial, UnsignableMessageError):
-            deliveries.deny_kick(message.task_id, getattr(denial, "reason", Reason.INTERNAL_ERROR))
+        if self._can_be_signed(kick, denial):
+            kick.denied = getattr(denial, "reason", Reason.INTERNAL_ERROR)
         else:  # nobody can sign for it
-            deliveries.deny_kick(message.task_id, None)
-            if not deliveries.refusing():
+            kick.withheld = True
+            if kick.delivery is None or kick.delivery.refusal is None:
                 await refusal.answer(self._broker, message.task_id, denial)
 
     def decide(self, kick: Kick) -> None:
@@ -85,8 +80,8 @@ class Sender:
         check_credentials(message, task)
         if not message.task_id.isprintable():
             raise UnsignableMessageError("The task's id must be printable text; let TaskIQ make it.")
-        kick.given = message.labels.get(PRINCIPAL_LABEL)
         actor = kick.actor = self._actor_of(kick)
+        kick.counted = kick.counted or actor.counted
         made_for = None if actor.schedule is not None else kick.pipeline(actor)  # what was stored names it
         name_pipeline(message, made_for, task)
         kick.request = request = access_request(message, task)
@@ -109,7 +104,7 @@ class Sender:
         """Whether a kick that was decided about has to be counted, unless a worker decides about it."""
         assert kick.request is not None  # it was decided about
         assert kick.decision is not None
-        return kick.decision.allowed and not kick.retries and self._limits.apply_to(kick.request)
+        return kick.decision.allowed and not kick.counted and self._limits.apply_to(kick.request)
 
     async def count(self, kick: Kick) -> None:
         """Count a kick. Raises `RateLimitExceededError`, or `BackendUnavailableError`."""
@@ -130,10 +125,13 @@ class Sender:
         or because it will not be sent. Raises `UnsignableMessageError` or `AuthenticationError` otherwise.
         """
         given, _ = wire.take_credentials(message)
-        if not self._security.enabled or deliveries.withholds(message.task_id):
+        if not self._security.enabled:
+            return None
+        kick = Kick.resume(message, given)
+        if kick.withheld:
             return None
         try:
-            return self._sign(self._recall(message, given), inner)
+            return self._sign(kick, inner)
         except (UnsignableMessageError, AuthenticationError):
             if not self._security.monitoring:
                 raise
@@ -141,15 +139,15 @@ class Sender:
         finally:
             acting.fired(message.labels.get(SCHEDULE_LABEL))
 
-    def _remember(self, kick: Kick) -> None:
-        if len(self._decided) >= _AT_A_TIME:  # some were given up: another middleware raised, say
-            self._decided.pop(next(iter(self._decided)), None)
-        self._decided[id(kick.message)] = kick
-
-    def _recall(self, message: TaskiqMessage, given: object) -> Kick:
-        """What was decided about this message, if that still holds; of a requeue, nothing was decided."""
-        kick = self._decided.pop(id(message), None)
-        return kick if kick is not None and kick.message is message and kick.given == given else Kick.of(message, given)
+    def _can_be_signed(self, kick: Kick, denial: FlowSecurityError) -> bool:
+        """Whether a message that is denied can be sent for a worker to refuse."""
+        if kick.actor is None or isinstance(denial, UnsignableMessageError):
+            return False
+        now = self._security.clock()
+        try:
+            return kick.actor.token is not None or self._security.issuer.token_for(kick.actor, now, now) is not None
+        except AuthenticationError:
+            return False
 
     def _sign(self, kick: Kick, inner: TaskiqFormatter) -> BrokerMessage:
         security, message = self._security, kick.message
@@ -161,20 +159,19 @@ class Sender:
         data["labels"][PRINCIPAL_LABEL] = token.text
         as_signed = signed_json.is_sent_by(inner)
         data, payload = (data, wire.signed_payload(data)) if as_signed else self._as_it_arrives(data, inner)
-        denied = None if kick.delivery is None else kick.delivery.denied_kicks.get(message.task_id)
         text, signature = security.messages.sign(
             payload,
             now,
             expires_at,
             delegation(kick, actor, token),
-            denied,
+            kick.denied,
             fires=actor.schedule is not None,
             counted=kick.counted,
         )
         security.issuer.signed_with(Use.SEND, signature.kid)
         labels = data["labels"]
         labels[SIGNATURE_LABEL] = text
-        if denied is None:
+        if kick.denied is None:
             self._tell(kick, actor, token, signature, labels.get(PIPELINE_LABEL))
         if not as_signed:
             return inner.dumps(TaskiqMessage.model_construct(**data))
@@ -215,7 +212,7 @@ class Sender:
                 txn=token.txn,
                 signature=signature,
                 pipeline=pipeline,
-                decision=kick.decision,
+                decision=kick.decision if kick.decision is not None and kick.decision.allowed else None,
             )
         run_events.enqueued(security, kick.message, pipeline, token)
 

@@ -46,6 +46,7 @@ class Grants:
             now,
             until,
             terms,
+            counted=kick.retries,
             # One id for both, so that to revoke the schedule is to revoke what it has sent, too.
             jti=None if token is actor.token else token.jti,
         )

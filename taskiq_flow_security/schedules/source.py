@@ -28,6 +28,7 @@ from taskiq_flow_security.errors import (
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.schedules.grants import Grants, without_credentials
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class ProtectedSchedules(ScheduleSource):
         if not self._security.enabled:
             await self._source.add_schedule(schedule)
             return
-        kick = Kick.of(_message(schedule))
+        kick = Kick.of(_message(schedule), schedule.labels.get(PRINCIPAL_LABEL))
         try:
             self._sender.decide(kick)
             if self._sender.counts(kick):
@@ -111,7 +112,7 @@ class ProtectedSchedules(ScheduleSource):
         if not self._security.enabled:
             return
         await self._security.live.catch_up()
-        kick = Kick.of(_message(task))
+        kick = Kick.of(_message(task), task.labels.get(PRINCIPAL_LABEL))
         kick.message.labels[SCHEDULE_LABEL] = task.schedule_id
         try:
             self._decide(task, kick)
@@ -148,6 +149,7 @@ class ProtectedSchedules(ScheduleSource):
                 received=True,
                 schedule=schedule.schedule_id,
                 until=signature.expires_at,
+                counted=signature.counted,
             )
             security.schedules.check_times(signature, now)
             if security.authorization.revoked(signature.jti, signature.issued_at) is not None:

@@ -188,6 +188,13 @@ async def test_what_is_due_counts_once_against_a_limit_and_waits_where_that_is_u
         await deployment.schedule()
 
 
+async def test_a_retry_through_a_schedule_does_not_count_again(new_process: NewProcess) -> None:
+    deployment = Deployment(new_process, principal_rate_limit="1/hour")
+    retry = await _retry(deployment)
+    for _ in range(2):
+        assert len(await deployment.fire(retry)) == 1
+
+
 async def test_a_source_that_cannot_delete_sends_no_more_for_that(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from taskiq import Context, TaskiqDepends, TaskiqMessage, TaskiqMiddleware, Task
 from taskiq.kicker import AsyncKicker
 
 from taskiq_flow_security import guard
+from tests.attacks.test_asymmetric_keys import private, public
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, Process, Task
 
@@ -155,3 +156,30 @@ async def test_a_task_that_kicks_itself_under_its_own_id_counts_against_its_rate
 
     await process.broker.deliver(await process.kick(again))
     assert process.broker.sent == []
+
+
+async def test_an_alarm_that_nobody_can_sign_for_keeps_no_message_from_being_acked(new_process: NewProcess) -> None:
+    class Alarm(TaskiqMiddleware):
+        async def on_error(self, message: TaskiqMessage, result: Any, exception: BaseException) -> None:
+            with worker.security.acting_as(worker.security.service("alarms")):
+                await worker.echo.kiq("alarm")
+
+    common: dict[str, Any] = {"jwt_secret": None, "services": {"alarms": {"roles": ["processor"]}}}
+    api = new_process(
+        signing_keys=[private("EdDSA", "api", "issue", "send"), public("EdDSA", "worker", "send")], **common
+    )
+    worker = new_process(
+        signing_keys=[private("EdDSA", "worker", "send"), public("EdDSA", "api", "issue", "send")],
+        before=(Alarm(),),
+        **common,
+    )
+    for process in (api, worker):
+
+        @process.broker.task("boom", pipeline="data")
+        async def boom() -> None:
+            raise LookupError
+
+    outcome = await worker.broker.deliver(await api.kick(boom.kicker().with_broker(api.broker)))
+    assert outcome.acks == 1
+    assert "cannot_issue" in [entry.reason for entry in worker.audit.take()]
+    assert worker.broker.sent == []

@@ -110,8 +110,14 @@ def unchanged() -> Iterator[None]:
 
 
 def _context() -> dict[ContextVar[Any], object]:
-    """All context variables but those that are as good as not set."""
-    return {variable: value for variable, value in copy_context().items() if value is not None}
+    """All context variables but those that are as good as not set.
+
+    What a middleware made of a kick that it gave up is forgotten with the next kick, and tells nobody who acts.
+    """
+    given_up = "taskiq_flow_security_kick"
+    return {
+        variable: value for variable, value in copy_context().items() if value is not None and variable.name != given_up
+    }
 
 
 async def _attempt(deployment: Deployment, what: str) -> None:

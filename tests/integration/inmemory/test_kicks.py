@@ -556,3 +556,84 @@ async def test_a_rate_limit_that_has_counted_at_the_kick_does_not_count_on_the_w
 
     message = await process.kick(rare)
     await process.runs(message)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+async def test_a_kick_counts_once_whatever_becomes_of_its_message(new_process: NewProcess, copies: bool) -> None:
+    process = new_process(after=(_Changes(lambda _message: None, copies=copies),))
+
+    @process.broker.task("rare", pipeline="data")
+    @guard(rate_limit="1/hour")
+    async def rare() -> None:
+        process.ran.append(("rare", None))
+
+    message = await process.kick(rare)
+    assert [entry.reason for entry in process.audit.take()] == ["acl"]
+    await process.runs(message)
+
+
+async def test_many_kicks_at_the_same_time_count_once_each(new_process: NewProcess) -> None:
+    class Slow(TaskiqMiddleware):
+        async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+            await asyncio.sleep(0.01)
+            return message
+
+    process = new_process(after=(Slow(),))
+
+    @process.broker.task("rare", pipeline="data")
+    @guard(rate_limit="600/hour")
+    async def rare() -> None:
+        process.ran.append(("rare", None))
+
+    with process.security.acting_as(PROCESSOR):
+        await asyncio.gather(*(rare.kiq() for _ in range(600)))
+    for message in process.broker.sent:
+        await process.broker.deliver(message)
+    assert len(process.ran) == 600
+
+
+class _Measures(TaskiqMiddleware):
+    """Has the message dumped to know how long it is."""
+
+    def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+        with suppress(FlowSecurityError):
+            self.broker.formatter.dumps(message)
+        return message
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+async def test_a_message_that_is_dumped_before_it_is_sent_stays_of_whom_it_was_given(
+    new_process: NewProcess, position: str
+) -> None:
+    process = new_process(**{position: (_Measures(),)})
+    labels = process.security.labels_for(VIEWER)
+    with process.security.acting_as(PROCESSOR), pytest.raises(AccessDeniedError):
+        await process.clean.kicker().with_labels(**labels).kiq([1])
+    labels = process.security.labels_for(PROCESSOR)
+    with process.security.acting_as(VIEWER):
+        await process.clean.kicker().with_labels(**labels).kiq([1])
+    assert claims_of(principal_of(read(process.broker.take())))["sub"] == PROCESSOR.subject
+
+
+async def test_a_kick_that_a_middleware_makes_in_the_middle_of_another_is_one_of_its_own(
+    new_process: NewProcess,
+) -> None:
+    class Logs(TaskiqMiddleware):
+        async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+            if message.task_name == "rare":
+                with process.security.acting_as(EVERYWHERE):
+                    await process.echo.kiq(1)
+            return message
+
+    process = new_process(after=(Logs(),), pipeline_acls={})
+
+    @process.broker.task("rare", pipeline="data")
+    @guard(rate_limit="1/hour")
+    async def rare() -> None:
+        process.ran.append(("rare", None))
+
+    with process.security.acting_as(Principal("dora", permissions=["execute"])):
+        await rare.kiq()
+    inner, outer = process.broker.sent
+    assert [claims_of(principal_of(read(data)))["sub"] for data in (inner, outer)] == ["carol", "dora"]
+    assert not (await process.broker.deliver(outer)).result.is_err
