@@ -22,6 +22,7 @@ from taskiq_flow_security.errors import (
     ConfigurationError,
     RateLimitExceededError,
 )
+from taskiq_flow_security.stores import background
 
 _parse = lru_cache(maxsize=1024)(parse_many)
 
@@ -163,7 +164,7 @@ class RateLimits:
     ) -> list[float | None]:
         """The answers of a store that processes share, all asked at once."""
         try:
-            return await asyncio.wait_for(asyncio.gather(*(ask(item, use) for item, use in items)), _TIMEOUT)
+            return await background.run(_all_of([ask(item, use) for item, use in items]))
         except Exception as error:  # noqa: BLE001 (each storage raises its client's own errors)
             raise BackendUnavailableError(
                 f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
@@ -180,3 +181,7 @@ class RateLimits:
         """As `MemoryWindows.wait`."""
         window = await self._limiter.get_window_stats(item, *use.identifiers)
         return None if window.remaining > 0 else max(window.reset_time - time.time(), 0.0)
+
+
+async def _all_of(answers: list[Awaitable[float | None]]) -> list[float | None]:
+    return await asyncio.wait_for(asyncio.gather(*answers), _TIMEOUT)

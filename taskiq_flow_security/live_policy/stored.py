@@ -167,21 +167,23 @@ class StoredPolicy:
             return None
 
     async def _reconcile(self, document: PolicyDocument, signed: bytes) -> None:
-        """Adopt another document of the version that is in force, as Redis lets two of them be made in a fail-over.
+        """Meet another document of the version that is in force, as Redis lets two of them be made in a fail-over.
 
-        It counts but for what was revoked: what either revokes stays revoked. Who can sign makes that the next version.
+        It may also be one that was signed and lost a race, which somebody has put there: so what is in force here stays
+        so, with what either revokes, and who can sign makes that the next version.
         """
-        both = document.with_revoked(document.revoked.united(self.document.revoked))
-        if both != document:
-            self._losses.add("two have the same version, of which one is in force with what either revokes")
-            newer = both.model_copy(update={"version": both.version + 1})
-            try:
-                signed_newer = self._sign(newer)
-            except (AuthenticationError, ConfigurationError):
-                pass  # somebody else will
-            else:
-                if await self._replace(mark_of(signed), signed_newer):
-                    return self._adopt(newer, signed_newer)
+        if document == self.document:
+            return self._adopt(document, signed)
+        self._losses.add("two have the same version, of which one stays in force with what either revokes")
+        both = self.document.with_revoked(document.revoked.united(self.document.revoked))
+        newer = both.model_copy(update={"version": both.version + 1})
+        try:
+            signed_newer = self._sign(newer)
+        except (AuthenticationError, ConfigurationError):
+            pass  # somebody else will
+        else:
+            if await self._replace(mark_of(signed), signed_newer):
+                return self._adopt(newer, signed_newer)
         self._adopt(both, signed)
 
     def _adopt(self, document: PolicyDocument, signed: bytes) -> None:

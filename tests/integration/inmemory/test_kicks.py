@@ -605,7 +605,7 @@ class _Measures(TaskiqMiddleware):
 async def test_a_message_that_is_dumped_before_it_is_sent_stays_of_whom_it_was_given(
     new_process: NewProcess, position: str
 ) -> None:
-    process = new_process(**{position: (_Measures(),)})
+    process = new_process(before=(_Measures(),)) if position == "before" else new_process(after=(_Measures(),))
     labels = process.security.labels_for(VIEWER)
     with process.security.acting_as(PROCESSOR), pytest.raises(AccessDeniedError):
         await process.clean.kicker().with_labels(**labels).kiq([1])
