@@ -23,7 +23,8 @@ class Kick:
     retries: bool
     """Whether it repeats the task that is, or was, run there: a retry or a requeue.
 
-    Middlewares that stand before ours are told of an error before we are, so that the two cannot be told apart.
+    A kick under the running task's own id and name counts as a retry, whoever makes it: a retry middleware that stands
+    before ours kicks in `on_error` before we know that the function is over.
     """
     by_hook: bool
     """Whether a middleware kicks this after a task has run or was refused: a retry, a next step, an alarm."""
@@ -48,6 +49,15 @@ class Kick:
         )
         by_hook = retries or delivery.executed or delivery.refusal is not None
         return cls(message, delivery, retries, by_hook, given, counted=retries)
+
+    def is_copied_by(self, other: Kick) -> bool:
+        """Whether the other one may be for a copy of this one's message. Another caller may have given it its id."""
+        message, copy = self.message, other.message
+        return (
+            (message.task_id, message.task_name) == (copy.task_id, copy.task_name)
+            and self.given == other.given
+            and self.delivery is other.delivery
+        )
 
     def pipeline(self, actor: Acting) -> str | None:
         """The pipeline that it is made for, if for any: the next step of a pipeline, for that of the last one."""

@@ -27,6 +27,7 @@ from taskiq_flow_security.errors import (
     AuthenticationError,
     BackendUnavailableError,
     FlowSecurityError,
+    RateLimitExceededError,
     UnsignableMessageError,
 )
 from taskiq_flow_security.security import FlowSecurity
@@ -65,6 +66,8 @@ class Sender:
             return
         self.record_denied(kick, denial)
         if self._security.monitoring:
+            kick.counted = kick.counted or isinstance(denial, RateLimitExceededError)  # or a worker records it again
+            self._remember(kick)
             return
         if not kick.by_hook:
             acting.fired(message.labels.get(SCHEDULE_LABEL))
@@ -149,7 +152,21 @@ class Sender:
     def _recall(self, message: TaskiqMessage, given: object) -> Kick:
         """What was decided about this message, if that still holds; of a requeue, nothing was decided."""
         kick = self._decided.pop(id(message), None)
-        return kick if kick is not None and kick.message is message and kick.given == given else Kick.of(message, given)
+        if kick is not None and kick.message is message and kick.given == given:
+            return kick
+        return self._recall_by_copy(Kick.of(message, given))
+
+    def _recall_by_copy(self, copied: Kick) -> Kick:
+        """As `_recall`, where a middleware has put a copy in the place of the message."""
+        for kick in reversed(list(self._decided.values())):  # the last one, should others have been given up
+            if kick.is_copied_by(copied):
+                copied.actor = copied.actor or self._actor_of(copied)
+                # Of one given principal, an actor is made anew each time.
+                if kick.actor is copied.actor or (kick.given is not None and kick.actor == copied.actor):
+                    self._decided.pop(id(kick.message), None)
+                    kick.message = copied.message
+                    return kick
+        return copied
 
     def _sign(self, kick: Kick, inner: TaskiqFormatter) -> BrokerMessage:
         security, message = self._security, kick.message
@@ -215,7 +232,7 @@ class Sender:
                 txn=token.txn,
                 signature=signature,
                 pipeline=pipeline,
-                decision=kick.decision,
+                decision=None if kick.decision is None or not kick.decision.allowed else kick.decision,
             )
         run_events.enqueued(security, kick.message, pipeline, token)
 
