@@ -15,7 +15,7 @@ from taskiq_flow_security.broker import refusal, run_events, signed_json, wire
 from taskiq_flow_security.broker.access_requests import access_denied, access_request
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.kick_labels import check_credentials, name_pipeline, time_to_live
-from taskiq_flow_security.broker.kick_limits import KickLimits
+from taskiq_flow_security.broker.kick_limits import KickLimits, What
 from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.task_events import record_allowed, record_denied
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, SCHEDULE_LABEL, WireMessage
@@ -114,12 +114,12 @@ class Sender:
         assert kick.decision is not None
         return kick.decision.allowed and not kick.retries and self._limits.apply_to(kick.request)
 
-    async def count(self, kick: Kick) -> None:
-        """Count a kick. Raises `RateLimitExceededError`, or `BackendUnavailableError`."""
+    async def count(self, kick: Kick, what: What = "kick") -> None:
+        """Count a kick, or the schedule that stands for it. Raises as `KickLimits.count`."""
         assert kick.actor is not None  # it was decided about
         assert kick.request is not None
         try:
-            await self._limits.count(kick.actor.principal, kick.request, by_hook=kick.by_hook)
+            await self._limits.count(kick.actor.principal, kick.request, by_hook=kick.by_hook, what=what)
             kick.counted = kick.request.guard is not None and kick.request.guard.rate_limit is not None
         except BackendUnavailableError as error:
             if not self._security.config.unsafe_allow_uncounted:
