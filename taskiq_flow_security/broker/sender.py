@@ -75,7 +75,7 @@ class Sender:
         # An exception would keep the receiver from acking (`on_error`) or only be logged (`post_save`), and somebody
         # would wait for ever. So the message is sent for the worker that gets it to refuse.
         if kick.actor is not None and not isinstance(denial, UnsignableMessageError):
-            deliveries.deny_kick(message.task_id, getattr(denial, "reason", Reason.INTERNAL_ERROR))
+            deliveries.deny_kick(message.task_id, denial.reason)
         else:  # nobody can sign for it
             deliveries.deny_kick(message.task_id, None)
             if not deliveries.refusing():

@@ -19,6 +19,7 @@ from taskiq_flow_security import (
     AccessDeniedError,
     AuthenticationError,
     BackendUnavailableError,
+    ConfigurationError,
     FlowSecurityError,
     PolicyChange,
     Principal,
@@ -246,6 +247,20 @@ async def test_a_label_that_says_no_time_is_named_at_the_kick_before_anything_is
     with pytest.raises((UnsignableMessageError, SendTaskError)):
         await process.kick(process.echo.kicker().with_labels(**{label: value}), 1)
     assert process.broker.sent == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "pipeline", "reason"), [({"queue_ttl": "soon"}, "data", "unsignable"), ({}, 5, "misconfigured")]
+)
+async def test_a_mistake_of_who_kicks_is_not_recorded_as_an_error_of_ours(
+    process: Process, labels: dict[str, str], pipeline: object, reason: str
+) -> None:
+    @process.broker.task("mistaken", pipeline=pipeline)
+    async def mistaken() -> None: ...
+
+    with pytest.raises((UnsignableMessageError, ConfigurationError)):
+        await process.kick(mistaken.kicker().with_labels(**labels))
+    assert [(entry.event, entry.reason) for entry in process.audit.take()] == [("task_authz_deny", reason)]
 
 
 async def test_a_message_may_wait_for_its_delay_and_its_time_to_live(process: Process) -> None:
