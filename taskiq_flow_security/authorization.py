@@ -19,6 +19,7 @@ class Authorization:
         self, config: TaskiqFlowConfig, api_keys: ApiKeys, live: LivePolicy, clock: Callable[[], float]
     ) -> None:
         self._enabled = config.security_enabled
+        self._leeway = config.clock_leeway
         self._lists_api_keys = "api_keys" in config.model_fields_set  # also if the last one has been removed
         self._api_keys = api_keys
         self._live = live
@@ -51,10 +52,15 @@ class Authorization:
                 return decision if also.allowed else also
         return decision
 
+    def is_over(self, principal: Principal, now: float) -> bool:
+        """Whether the login or the label that a principal comes from has ended by any clock that may be right."""
+        ends = (principal.expires_at, principal.issued_until)
+        return any(end is not None and now - self._leeway >= end for end in ends)
+
     def login_ended(self, principal: Principal) -> Reason | None:
         """Why the login that a principal comes from is over, if it is."""
         now = self._clock()
-        if principal.expires_at is not None and now >= principal.expires_at:
+        if self.is_over(principal, now):
             return Reason.EXPIRED
         revocations = self._live.in_force.revocations
         if revocations is not None and revocations.of_principal(principal, now) is not None:

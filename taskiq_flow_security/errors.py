@@ -7,21 +7,34 @@ which are plain JSON values. No message ever contains a key, a token or an argum
 
 from __future__ import annotations
 
+from math import ceil
+
 
 class FlowSecurityError(Exception):
     """Base of every error of this package."""
+
+    _reason = "internal_error"  # of each kind, a value of `Reason`, which stands a floor above
+
+    @property
+    def reason(self) -> str:
+        """A stable code, one of `taskiq_flow_security.core.reasons.Reason`."""
+        return self._reason
 
 
 class ConfigurationError(FlowSecurityError):
     """The configuration is wrong or unsafe; the message names each field and the mend."""
 
+    _reason = "misconfigured"
+
 
 class UnsignableMessageError(FlowSecurityError):
     """A message holds a value that cannot be signed faithfully; nothing was sent."""
 
+    _reason = "unsignable"
+
 
 class RefusedError(FlowSecurityError):
-    """A refusal with a stable, machine-readable reason; raised as one of the two kinds below."""
+    """A refusal with a reason of its own; raised as one of the three kinds below."""
 
     _default = "Refused."
 
@@ -30,7 +43,7 @@ class RefusedError(FlowSecurityError):
 
     @property
     def reason(self) -> str:
-        """A stable code, one of `taskiq_flow_security.core.reasons.Reason`."""
+        """As of every error, but given with this one."""
         return str(self.args[0])
 
     def __str__(self) -> str:
@@ -58,6 +71,8 @@ class ResultVerificationError(RefusedError):
 class RateLimitExceededError(FlowSecurityError):
     """The caller has used up a rate limit; try again after `retry_after` seconds."""
 
+    _reason = "rate_limit"
+
     def __init__(
         self,
         retry_after: float,
@@ -84,17 +99,14 @@ class RateLimitExceededError(FlowSecurityError):
         name: str | None = self.args[3]
         return name
 
-    @property
-    def reason(self) -> str:
-        """The code of every such error."""
-        return "rate_limit"  # `Reason.RATE_LIMIT`, which stands a floor above
-
     def __str__(self) -> str:
-        return f"{self.args[1]} Try again in {self.retry_after:.0f} s."
+        return f"{self.args[1]} Try again in {ceil(self.retry_after)} s."
 
 
 class PolicyConflictError(FlowSecurityError):
     """The policy has been changed by somebody else; read it, and make the change again. Nothing was changed."""
+
+    _reason = "policy_conflict"
 
     def __init__(self, version: int, message: str = "The policy is another one by now.") -> None:
         super().__init__(int(version), message)
@@ -104,11 +116,6 @@ class PolicyConflictError(FlowSecurityError):
         """The version that is in force."""
         return int(self.args[0])
 
-    @property
-    def reason(self) -> str:
-        """The code of every such error."""
-        return "policy_conflict"  # `Reason.POLICY_CONFLICT`, which stands a floor above
-
     def __str__(self) -> str:
         return f"{self.args[1]} It is at version {self.version}."
 
@@ -116,7 +123,4 @@ class PolicyConflictError(FlowSecurityError):
 class BackendUnavailableError(FlowSecurityError):
     """A store that a decision needs cannot be reached; the request is denied."""
 
-    @property
-    def reason(self) -> str:
-        """The code of every such error."""
-        return "backend_unavailable"  # `Reason.BACKEND_UNAVAILABLE`
+    _reason = "backend_unavailable"

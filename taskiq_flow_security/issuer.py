@@ -28,7 +28,6 @@ class Issuer:
         clock: Callable[[], float],
     ) -> None:
         self._principal_ttl = config.principal_ttl
-        self._leeway = config.clock_leeway
         self._principals = principals
         self._authorization = authorization
         self._audit = audit
@@ -90,9 +89,8 @@ class Issuer:
         return not self._principals.by_present_key(token, now, self._end_of(principal, now))
 
     def _require_login(self, principal: Principal, now: float) -> None:
-        for end in (principal.expires_at, principal.issued_until):
-            if end is not None and now - self._leeway >= end:
-                raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
+        if self._authorization.is_over(principal, now):
+            raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
 
     def _end_of(self, principal: Principal, now: float) -> float:
         """Until when a principal is accepted that is issued now."""

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple
+from urllib.parse import quote
 
 from limits import RateLimitItem, parse_many
 from limits.aio.storage import MemoryStorage
@@ -23,6 +24,7 @@ from taskiq_flow_security.errors import (
     RateLimitExceededError,
 )
 from taskiq_flow_security.stores import background
+from taskiq_flow_security.stores.background import PerProcess
 
 _parse = lru_cache(maxsize=1024)(parse_many)
 
@@ -33,7 +35,7 @@ _REMEMBERED = 100_000
 """How many identities are counted in memory at most, for each length of a window; the ones longest unseen go first."""
 
 
-class Use(NamedTuple):
+class Hit(NamedTuple):
     """One use of what is limited."""
 
     limit: str
@@ -104,7 +106,8 @@ class RateLimits:
         asynchronous = storage_url if storage_url.startswith("async+") else f"async+{storage_url}"
         try:
             storage = storage_from_string(asynchronous)
-            self._limiter = MovingWindowRateLimiter(storage)
+            # Its connections are those of one event loop: that of the background.
+            self._limiters = PerProcess(lambda: MovingWindowRateLimiter(storage_from_string(asynchronous)))
             self._windows = MemoryWindows() if type(storage) is MemoryStorage else None
         except (
             StorageConfigurationError,
@@ -129,59 +132,66 @@ class RateLimits:
         """
         items = _parse(limit)
         if self._windows is None or len(items) > 1:
-            return await self.hit_all((Use(limit, identifiers, name),))
+            return await self.hit_all((Hit(limit, identifiers, name),))
         (item,) = items  # what most requests count against, in the fewest steps
         retry_after = self._windows.hit(item.amount, item.get_expiry(), identifiers)
         if retry_after is not None:
             raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), name)
 
-    async def hit_all(self, uses: Iterable[Use]) -> None:
+    async def hit_all(self, hits: Iterable[Hit]) -> None:
         """Count one use against several limits if all allow it. Raises as `hit`.
 
         Of several at the same moment, one that is denied may be counted against those of the limits that allow it.
         """
-        items = [(item, use) for use in uses for item in _parse(use.limit)]
+        items = [(item, hit) for hit in hits for item in _parse(hit.limit)]
         # None is asked beforehand where there is only one: it counts nothing if it denies.
         denied = await self._denied(items, only_ask=True) if len(items) > 1 else []
         denied = denied or await self._denied(items)
         if denied:
-            retry_after, item, use = max(denied, key=itemgetter(0))
-            raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), use.name)
+            retry_after, item, hit = max(denied, key=itemgetter(0))
+            raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), hit.name)
 
     async def _denied(
-        self, items: list[tuple[RateLimitItem, Use]], *, only_ask: bool = False
-    ) -> list[tuple[float, RateLimitItem, Use]]:
+        self, items: list[tuple[RateLimitItem, Hit]], *, only_ask: bool = False
+    ) -> list[tuple[float, RateLimitItem, Hit]]:
         """Count one use against each limit, or ask whether they allow it; those that deny it, and for how long."""
         if self._windows is not None:
-            hit = self._windows.wait if only_ask else self._windows.hit
-            waits = [hit(item.amount, item.get_expiry(), use.identifiers) for item, use in items]
+            ask = self._windows.wait if only_ask else self._windows.hit
+            waits = [ask(item.amount, item.get_expiry(), hit.identifiers) for item, hit in items]
         else:
             waits = await self._shared(self._wait if only_ask else self._count, items)
-        return [(wait, item, use) for wait, (item, use) in zip(waits, items, strict=True) if wait is not None]
+        return [(wait, item, hit) for wait, (item, hit) in zip(waits, items, strict=True) if wait is not None]
 
     async def _shared(
-        self, ask: Callable[[RateLimitItem, Use], Awaitable[float | None]], items: list[tuple[RateLimitItem, Use]]
+        self, ask: Callable[[RateLimitItem, Hit], Awaitable[float | None]], items: list[tuple[RateLimitItem, Hit]]
     ) -> list[float | None]:
         """The answers of a store that processes share, all asked at once."""
         try:
-            return await background.run(_all_of([ask(item, use) for item, use in items]))
+            return await background.run(_all_of([ask(item, hit) for item, hit in items]))
         except Exception as error:  # noqa: BLE001 (each storage raises its client's own errors)
             raise BackendUnavailableError(
                 f"The store of the rate limits cannot be reached ({type(error).__name__}); try again later."
             ) from None
 
-    async def _count(self, item: RateLimitItem, use: Use) -> float | None:
+    async def _count(self, item: RateLimitItem, hit: Hit) -> float | None:
         """As `MemoryWindows.hit`."""
-        if await self._limiter.hit(item, *use.identifiers):
+        identifiers = _quoted(hit)
+        limiter = self._limiters.get()
+        if await limiter.hit(item, *identifiers):
             return None
-        window = await self._limiter.get_window_stats(item, *use.identifiers)
+        window = await limiter.get_window_stats(item, *identifiers)
         return max(window.reset_time - time.time(), 0.0)
 
-    async def _wait(self, item: RateLimitItem, use: Use) -> float | None:
+    async def _wait(self, item: RateLimitItem, hit: Hit) -> float | None:
         """As `MemoryWindows.wait`."""
-        window = await self._limiter.get_window_stats(item, *use.identifiers)
+        window = await self._limiters.get().get_window_stats(item, *_quoted(hit))
         return None if window.remaining > 0 else max(window.reset_time - time.time(), 0.0)
 
 
 async def _all_of(answers: list[Awaitable[float | None]]) -> list[float | None]:
     return await asyncio.wait_for(asyncio.gather(*answers), _TIMEOUT)
+
+
+def _quoted(hit: Hit) -> tuple[str, ...]:
+    """The identifiers of a hit, none of which is taken for two: `limits` joins them by slashes, as they are."""
+    return tuple(quote(identifier, safe="", errors="surrogatepass") for identifier in hit.identifiers)

@@ -16,6 +16,9 @@ _TASK_ID = FIELDS.index("task_id")
 MAX_FIELD_LENGTH = 200
 """Names and ids in an event can come from a forged message; they are cut off here and control characters escaped."""
 
+MAX_CHANGE_LENGTH = 16 * 1024
+"""Of what was changed, all is told: an administrator has said it, and it is of no use without its end."""
+
 _FROM_OUTSIDE = ("reason", "rule", "sub", "act", "pipeline", "task", "task_id", "txn", "jti", "ip", "change")
 
 
@@ -29,7 +32,7 @@ def fields_of(event: AuditEvent) -> dict[str, Any]:
     for name in _FROM_OUTSIDE:
         text = fields[name]
         if text is not None:
-            fields[name] = _clean(text)
+            fields[name] = _clean(text, _max_length(name))
     return fields
 
 
@@ -44,7 +47,7 @@ def line_of(event: AuditEvent) -> bytes:
         ("change", event.change),
     ):
         if text:
-            own[name] = _clean(text)
+            own[name] = _clean(text, _max_length(name))
     # What was allowed is allowed again and again. What was denied can be anybody's invention, and is not remembered.
     common = _common if event.outcome is Outcome.ALLOW else _common.__wrapped__
     return b"%b,%b\n" % (to_json(own)[:-1], common(event.event, event.key_id, *event[2:_TASK_ID])[1:])
@@ -73,9 +76,13 @@ def _shown(roles: frozenset[str]) -> tuple[str, ...]:
     return tuple(_clean(role) for role in sorted(roles))
 
 
-def _clean(text: str) -> str:
-    if len(text) <= MAX_FIELD_LENGTH and text.isprintable():
+def _max_length(name: str) -> int:
+    return MAX_CHANGE_LENGTH if name == "change" else MAX_FIELD_LENGTH
+
+
+def _clean(text: str, max_length: int = MAX_FIELD_LENGTH) -> str:
+    if len(text) <= max_length and text.isprintable():
         return text
-    if len(text) > MAX_FIELD_LENGTH:
-        text = f"{text[:MAX_FIELD_LENGTH]}..."
+    if len(text) > max_length:
+        text = f"{text[:max_length]}..."
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from taskiq_flow_security.core.policy import AccessRequest
 from taskiq_flow_security.core.principal import Principal
-from taskiq_flow_security.rate_limits import Use
+from taskiq_flow_security.rate_limits import Hit
 from taskiq_flow_security.security import FlowSecurity
+
+What = Literal["kick", "schedule", "run"]
+"""What is counted, each by itself: a schedule when it is made, what it sends as kicks, and all that runs on workers."""
 
 _Limit = tuple[str, tuple[str, ...]]
 """A limit that a kick counts against, and what it is counted by."""
@@ -29,13 +33,13 @@ class KickLimits:
             or in_force.principal_rate_limit
         )
 
-    async def count(self, principal: Principal, request: AccessRequest, *, by_hook: bool) -> None:
-        """Count one kick, which a middleware makes if it is `by_hook`: the next step of a pipeline, say.
+    async def count(self, principal: Principal, request: AccessRequest, *, by_hook: bool, what: What = "kick") -> None:
+        """Count one kick, or schedule, which a middleware makes if it is `by_hook`: the next step of a pipeline, say.
 
         It counts against all of its limits or, where one denies it, against none. Raises `RateLimitExceededError`, or
         `BackendUnavailableError` where it cannot be counted.
         """
-        await self._count("kick", principal, self._limits(request, by_hook=by_hook))
+        await self._count(what, principal, self._limits(request, by_hook=by_hook))
 
     async def count_guarded(self, principal: Principal, request: AccessRequest) -> None:
         """Count one kick against its guard's limit alone, of which its sender knows nothing. Raises as `count`."""
@@ -46,10 +50,10 @@ class KickLimits:
         """Count one task that is about to run. Raises as `count`."""
         await self._count("run", principal, self._limits(request, by_hook=False))
 
-    async def _count(self, what: str, principal: Principal, limits: Iterable[_Limit]) -> None:
+    async def _count(self, what: What, principal: Principal, limits: Iterable[_Limit]) -> None:
         if self._security.rate_limits is not None:
             await self._security.rate_limits.hit_all(
-                Use(limit, (what, *counted_by, principal.subject), f"{what}_{counted_by[0]}")
+                Hit(limit, (what, *counted_by, principal.subject), f"{what}_{counted_by[0]}")
                 for limit, counted_by in limits
             )
 

@@ -26,7 +26,8 @@ class Kick:
     retries: bool
     """Whether it repeats the task that is, or was, run there: a retry or a requeue.
 
-    Middlewares that stand before ours are told of an error before we are, so that the two cannot be told apart.
+    A kick under the running task's own id and name counts as a retry, whoever makes it: a retry middleware that stands
+    before ours kicks in `on_error` before we know that the function is over.
     """
     by_hook: bool
     """Whether a middleware kicks this after a task has run or was refused: a retry, a next step, an alarm."""

@@ -49,7 +49,7 @@ def decided(security: FlowSecurity, message: TaskiqMessage, delivery: Delivery) 
     if delivery.admitted is not None:
         _tell_of(security, RunEventKind.STARTED, message, delivery)
     elif not delivery.keep_result:  # of a copy of what was told already, there is nothing to tell
-        reason = getattr(delivery.error, "reason", Reason.INTERNAL_ERROR)
+        reason = Reason.INTERNAL_ERROR if delivery.error is None else delivery.error.reason
         _tell_of(security, RunEventKind.REFUSED, message, delivery, reason)
 
 

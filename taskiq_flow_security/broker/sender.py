@@ -14,7 +14,7 @@ from taskiq_flow_security.broker import kicks, refusal, run_events, signed_json,
 from taskiq_flow_security.broker.access_requests import access_denied, access_request
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.kick_labels import check_credentials, name_pipeline, time_to_live
-from taskiq_flow_security.broker.kick_limits import KickLimits
+from taskiq_flow_security.broker.kick_limits import KickLimits, What
 from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.task_events import record_allowed, record_denied
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, SCHEDULE_LABEL, WireMessage
@@ -26,6 +26,7 @@ from taskiq_flow_security.errors import (
     AuthenticationError,
     BackendUnavailableError,
     FlowSecurityError,
+    RateLimitExceededError,
     UnsignableMessageError,
 )
 from taskiq_flow_security.security import FlowSecurity
@@ -58,7 +59,7 @@ class Sender:
             return
         self.record_denied(kick, denial)
         if self._security.monitoring:
-            kick.counted = True  # or it would be denied once more where it arrives
+            kick.counted = kick.counted or isinstance(denial, RateLimitExceededError)  # or a worker records it again
             return
         if not kick.by_hook:
             kicks.give_up()
@@ -67,7 +68,7 @@ class Sender:
         # An exception would keep the receiver from acking (`on_error`) or only be logged (`post_save`), and somebody
         # would wait for ever. So the message is sent for the worker that gets it to refuse.
         if self._can_be_signed(kick, denial):
-            kick.denied = getattr(denial, "reason", Reason.INTERNAL_ERROR)
+            kick.denied = denial.reason
         else:  # nobody can sign for it
             kick.withheld = True
             if kick.delivery is None or kick.delivery.refusal is None:
@@ -106,12 +107,12 @@ class Sender:
         assert kick.decision is not None
         return kick.decision.allowed and not kick.counted and self._limits.apply_to(kick.request)
 
-    async def count(self, kick: Kick) -> None:
-        """Count a kick. Raises `RateLimitExceededError`, or `BackendUnavailableError`."""
+    async def count(self, kick: Kick, what: What = "kick") -> None:
+        """Count a kick, or the schedule that stands for it. Raises as `KickLimits.count`."""
         assert kick.actor is not None  # it was decided about
         assert kick.request is not None
         try:
-            await self._limits.count(kick.actor.principal, kick.request, by_hook=kick.by_hook)
+            await self._limits.count(kick.actor.principal, kick.request, by_hook=kick.by_hook, what=what)
             kick.counted = kick.request.guard is not None and kick.request.guard.rate_limit is not None
         except BackendUnavailableError as error:
             if not self._security.config.unsafe_allow_uncounted:

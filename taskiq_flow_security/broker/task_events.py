@@ -121,7 +121,7 @@ def record_denied(
                 event=EventName.TASK_AUTHZ_SHADOW_DENY if shadow or security.monitoring else _denial(error),
                 time=security.clock(),
                 outcome=Outcome.DENY,
-                reason=getattr(error, "reason", Reason.INTERNAL_ERROR),
+                reason=error.reason,
                 rule=None if decision is None else decision.rule,
                 policy_hash=security.policy.hash,
                 sub=None if principal is None else principal.subject,
@@ -158,7 +158,7 @@ def _actors(signature: MessageSignature) -> str | None:
 def _denial(error: FlowSecurityError) -> EventName:
     if isinstance(error, RateLimitExceededError):
         return EventName.EXCESS_RATE_LIMIT_EXCEEDED
-    if getattr(error, "reason", None) == Reason.REPLAYED:
+    if error.reason == Reason.REPLAYED:
         return EventName.TASK_REPLAY
     if not isinstance(error, AuthenticationError) or error.reason == Reason.NO_PRINCIPAL:
         return EventName.TASK_AUTHZ_DENY

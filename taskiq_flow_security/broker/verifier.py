@@ -146,7 +146,7 @@ class Verifier:
         if self._security.monitoring:
             wire.drop_unreadable_labels(message)
             return
-        if getattr(error, "reason", None) not in _STALE:
+        if error.reason not in _STALE:
             refusal.empty(message)
             delivery.keep_result = _ORDINARY_ID.fullmatch(message.task_id) is None
         if delivery.task is None:

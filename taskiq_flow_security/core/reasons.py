@@ -71,4 +71,6 @@ class Reason(StringEnum):
     UNREADABLE = "unreadable"
     INVALID_LABEL = "invalid_label"
     NOT_VERIFIED = "not_verified"
+    UNSIGNABLE = "unsignable"
+    MISCONFIGURED = "misconfigured"
     INTERNAL_ERROR = "internal_error"

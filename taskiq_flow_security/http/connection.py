@@ -14,10 +14,11 @@ from taskiq_flow_security.http.credentials import Credentials, from_text
 from taskiq_flow_security.http.messages import MAX_FIRST_MESSAGE, auth_of, require_size
 from taskiq_flow_security.http.problems import problem_of
 
-_CODES = {
+_CODES: dict[str, int] = {
     Reason.TOO_MANY_CONNECTIONS: 1013,
     Reason.BACKEND_UNAVAILABLE: 1013,
     Reason.INTERNAL_ERROR: 1011,
+    Reason.MISCONFIGURED: 1011,
     Reason.MESSAGE_TOO_BIG: 1009,
     Reason.UNREADABLE_MESSAGE: 4400,
 }
@@ -96,7 +97,7 @@ class Connection:
 
 
 def _code(error: FlowSecurityError) -> int:
-    code = _CODES.get(getattr(error, "reason", Reason.INTERNAL_ERROR))
+    code = _CODES.get(error.reason)
     if code is not None:
         return code
     if isinstance(error, AuthenticationError):

@@ -193,7 +193,7 @@ class Gate:
             error = AccessDeniedError(Reason.INTERNAL_ERROR, "An unexpected error kept the server from deciding.")
         event = EventName.AUTHZ_SHADOW_FAIL if self.security.monitoring else _refusal(error)
         try:
-            self._record(visit, event, Outcome.DENY, getattr(error, "reason", Reason.INTERNAL_ERROR))
+            self._record(visit, event, Outcome.DENY, error.reason)
         except Exception:
             _logger.exception("A refusal cannot be recorded.")  # and stays one
         return None if self.security.monitoring else error

@@ -41,7 +41,8 @@ class ProtectedSchedules(ScheduleSource):
 
     ``source = ProtectedSchedules(ListRedisScheduleSource(url, serializer=JSONSerializer()), broker)``
 
-    Who schedules a task must be allowed to kick it. What is stored carries a grant, signed: for this schedule of this
+    Who schedules a task must be allowed to kick it; limits for kicks count schedules, and what they send, each by
+    itself. What is stored carries a grant, signed: for this schedule of this
     task with these arguments at these times, until `schedule_ttl` is over; where a running task stores it, until the
     task's own principal expires, and for a retry, until its message does. The scheduler sends what has such a grant, in
     the name of who made it, and nothing else; at each firing, scheduler and worker decide by the policy as it is then.
@@ -87,7 +88,7 @@ class ProtectedSchedules(ScheduleSource):
         try:
             self._sender.decide(kick)
             if self._sender.counts(kick):
-                await self._sender.count(kick)
+                await self._sender.count(kick, "schedule")
             granted = self._grants.grant(schedule, kick)
         except Exception as error:  # noqa: BLE001 (whatever it is, the schedule is not made)
             denial = denial_of(error)

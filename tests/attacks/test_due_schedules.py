@@ -195,6 +195,16 @@ async def test_a_retry_through_a_schedule_does_not_count_again(new_process: NewP
         assert len(await deployment.fire(retry)) == 1
 
 
+async def test_to_make_a_schedule_uses_up_no_limit_of_what_it_sends(new_process: NewProcess) -> None:
+    deployment = Deployment(new_process, principal_rate_limit="1/minute")
+    deployment.scheduler.security.rate_limits = deployment.api.security.rate_limits  # as in one storage for both
+    stored = await deployment.schedule()
+    assert len(await deployment.fire(stored)) == 1
+    for again in (deployment.fire(stored), deployment.schedule(), deployment.api.genuine()):
+        with pytest.raises(RateLimitExceededError):
+            await again
+
+
 async def test_a_source_that_cannot_delete_sends_no_more_for_that(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

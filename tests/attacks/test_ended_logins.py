@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from contextlib import nullcontext
 
+import jwt
 import pytest
 
 from taskiq_flow_security import AuthenticationError, Principal
@@ -21,6 +23,19 @@ async def test_who_acts_when_their_login_ends_kicks_nothing_more(process: Proces
         with pytest.raises(AuthenticationError) as refusal:
             await process.clean.kiq([1])
     assert refusal.value.reason == "expired"
+
+
+@pytest.mark.parametrize(("passed", "over"), [(69, False), (70, True)])
+async def test_a_login_is_over_for_everybody_at_the_same_moment(
+    process: Process, clock: Clock, passed: int, over: bool
+) -> None:
+    token = jwt.encode({"sub": "alice", "roles": ["processor"], "exp": int(clock.now) + 60}, SECRET, "HS256")
+    alice = await process.security.authenticate(bearer=token)
+    clock.now += passed
+    assert process.security.authorization.login_ended(alice) == ("expired" if over else None)
+    for attempt in (process.security.authenticate(bearer=token), process.kick(process.clean, [1], principal=alice)):
+        with pytest.raises(AuthenticationError) if over else nullcontext():
+            await attempt
 
 
 @pytest.mark.parametrize("moment", ["Infinity", "1e999"])

@@ -14,10 +14,12 @@ from taskiq_flow_security import (
     BackendUnavailableError,
     ConfigurationError,
     FlowSecurityError,
+    PolicyConflictError,
     RateLimitExceededError,
     ResultVerificationError,
     UnsignableMessageError,
 )
+from taskiq_flow_security.core.reasons import Reason
 
 ERRORS: list[FlowSecurityError] = [
     AuthenticationError("unsigned", "Why."),
@@ -51,10 +53,19 @@ def test_an_error_arrives_as_what_it_is(error: FlowSecurityError, way: object) -
     assert type(arrived) is type(error)
     assert arrived.args == error.args
     assert str(arrived) == str(error)
-    assert getattr(arrived, "reason", None) == getattr(error, "reason", None)
+    assert arrived.reason == error.reason
     assert getattr(arrived, "retry_after", None) == getattr(error, "retry_after", None)
 
 
 def test_an_error_says_why_and_what_to_do() -> None:
     assert str(AuthenticationError("unsigned", "Nobody asks.")) == "Nobody asks. (reason: unsigned)"
     assert str(RateLimitExceededError(59.6)) == "The rate limit is exceeded. Try again in 60 s."
+
+
+def test_who_has_to_wait_for_a_moment_is_not_told_to_try_again_at_once() -> None:
+    assert str(RateLimitExceededError(0.3)).endswith("Try again in 1 s.")
+
+
+@pytest.mark.parametrize("error", [*ERRORS, PolicyConflictError(3)], ids=lambda error: type(error).__name__)
+def test_the_reason_of_every_error_is_one_that_is_listed(error: FlowSecurityError) -> None:
+    assert Reason(error.reason) is not Reason.INTERNAL_ERROR

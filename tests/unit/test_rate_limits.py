@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskiq_flow_security.errors import BackendUnavailableError, ConfigurationError, RateLimitExceededError
-from taskiq_flow_security.rate_limits import MemoryWindows, RateLimits, Use
+from taskiq_flow_security.rate_limits import Hit, MemoryWindows, RateLimits
 from tests.services import REDIS_URL, require
 
 
@@ -50,12 +50,23 @@ async def test_what_one_limit_denies_counts_against_no_other(storage: str, limit
 
 async def test_who_is_denied_by_several_limits_is_told_when_all_allow_it() -> None:
     limits = RateLimits("memory://")
-    uses = [Use("1/minute", ("all", "alice")), Use("1/hour", ("task", "alice")), Use("9/hour", ("pipeline", "alice"))]
+    uses = [Hit("1/minute", ("all", "alice")), Hit("1/hour", ("task", "alice")), Hit("9/hour", ("pipeline", "alice"))]
     await limits.hit_all(uses)
     for order in (uses, uses[::-1]):
         with pytest.raises(RateLimitExceededError, match="1 per 1 hour") as refusal:
             await limits.hit_all(order)
         assert 60 < refusal.value.retry_after <= 3600
+
+
+@pytest.mark.parametrize("storage", ["memory://", REDIS_URL])
+async def test_no_identity_counts_for_another_that_is_written_alike(storage: str) -> None:
+    if storage == REDIS_URL:
+        require("redis")
+    limits, who = RateLimits(storage), uuid4().hex
+    for identifiers in (("a", "b/c"), ("a/b", "c"), ("a", "b", "c"), ("a%2Fb", "c"), ("\ud800", "c")):
+        await limits.hit("1/hour", who, *identifiers)
+        with pytest.raises(RateLimitExceededError):
+            await limits.hit("1/hour", who, *identifiers)
 
 
 async def test_a_store_that_is_away_denies() -> None:

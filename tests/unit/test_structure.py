@@ -17,8 +17,8 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 
 FLOORS = [
     {"environment", "errors", "ids"},
-    {"core"},
-    {"config", "tokens", "audit", "rate_limits", "stores"},
+    {"core", "stores"},
+    {"config", "tokens", "audit", "rate_limits"},
     {"acting", "credentials", "live_policy", "replay", "results", "runs"},
     {"authorization", "from_config"},
     {"authentication", "issuer"},

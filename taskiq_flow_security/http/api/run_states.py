@@ -117,7 +117,7 @@ def _outcome_of(result: TaskiqResult[Any]) -> RunOutcome:
     error = result.error
     name = type(error).__name__[:_LONGEST_TEXT]
     if isinstance(error, FlowSecurityError):
-        return RunOutcome(RunState.REFUSED, name, getattr(error, "reason", None), str(error)[:_LONGEST_TEXT])
+        return RunOutcome(RunState.REFUSED, name, error.reason, str(error)[:_LONGEST_TEXT])
     if isinstance(error, AbandonedRunError):
         return RunOutcome(RunState.FAILED, name, error.reason, str(error)[:_LONGEST_TEXT])
     return RunOutcome(RunState.FAILED, name)  # what a task's own exception says stays on the server

@@ -116,7 +116,7 @@ class Outcome:
     def reason(self) -> str:
         """The reason of the refusal that the result tells of."""
         assert isinstance(self.error, FlowSecurityError), repr(self.error)
-        return str(getattr(self.error, "reason", None))
+        return self.error.reason
 
 
 class Queue(InMemoryBroker):

@@ -19,6 +19,7 @@ from taskiq_flow_security import (
     AccessDeniedError,
     AuthenticationError,
     BackendUnavailableError,
+    ConfigurationError,
     FlowSecurityError,
     PolicyChange,
     Principal,
@@ -246,6 +247,20 @@ async def test_a_label_that_says_no_time_is_named_at_the_kick_before_anything_is
     with pytest.raises((UnsignableMessageError, SendTaskError)):
         await process.kick(process.echo.kicker().with_labels(**{label: value}), 1)
     assert process.broker.sent == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "pipeline", "reason"), [({"queue_ttl": "soon"}, "data", "unsignable"), ({}, 5, "misconfigured")]
+)
+async def test_a_mistake_of_who_kicks_is_not_recorded_as_an_error_of_ours(
+    process: Process, labels: dict[str, str], pipeline: object, reason: str
+) -> None:
+    @process.broker.task("mistaken", pipeline=pipeline)
+    async def mistaken() -> None: ...
+
+    with pytest.raises((UnsignableMessageError, ConfigurationError)):
+        await process.kick(mistaken.kicker().with_labels(**labels))
+    assert [(entry.event, entry.reason) for entry in process.audit.take()] == [("task_authz_deny", reason)]
 
 
 async def test_a_message_may_wait_for_its_delay_and_its_time_to_live(process: Process) -> None:
@@ -496,27 +511,62 @@ async def test_a_time_to_live_that_is_set_after_the_decision_is_the_one_that_is_
     assert (await process.broker.deliver(message)).reason == "expired"
 
 
-async def test_kicks_under_one_id_at_the_same_time_are_each_signed_for_who_makes_them(new_process: NewProcess) -> None:
-    both_decided = asyncio.Event()
-    waiting: list[object] = []
+class _Waits(TaskiqMiddleware):
+    """Lets no message go on, or a copy of it, before two are there; the first one goes on first."""
 
-    class Waits(TaskiqMiddleware):
-        async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
-            waiting.append(message)
-            if len(waiting) == 2:
-                both_decided.set()
-            await both_decided.wait()
-            return message
+    def __init__(self, *, copies: bool) -> None:
+        super().__init__()
+        self._copies, self._waiting, self._both = copies, 0, asyncio.Event()
 
-    process = new_process(after=(Waits(),), pipeline_acls={})
-    kickers = (EVERYWHERE, Principal("dora", permissions=["execute"]))
+    async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+        self._waiting += 1
+        if self._waiting == 2:
+            self._both.set()
+            await asyncio.sleep(0)
+        await self._both.wait()
+        return message.model_copy() if self._copies else message
 
-    async def kick(who: Principal) -> None:
-        with process.security.acting_as(who):
-            await process.clean.kicker().with_task_id("one-id").kiq([1])
+
+@pytest.mark.parametrize("copies", [False, True])
+async def test_kicks_under_one_id_at_the_same_time_are_each_signed_for_who_makes_them(
+    new_process: NewProcess, copies: bool
+) -> None:
+    process = new_process(after=(_Waits(copies=copies),), pipeline_acls={})
+    # As alike as two principals can be: what is signed for one of them must not be found for the other.
+    alike: dict[str, Any] = {"permissions": ["execute"], "txn": "one"}
+    kickers = {login: Principal("carol", **alike, token_id=str(login), token_issued_at=1.0) for login in (1, 2)}
+
+    async def kick(login: int) -> None:
+        with process.security.acting_as(kickers[login]):
+            await process.clean.kicker().with_task_id("one-id").kiq([login])
 
     await asyncio.gather(*map(kick, kickers))
-    assert {claims_of(principal_of(read(data)))["sub"] for data in process.broker.sent} == {"carol", "dora"}
+    sent = [read(data) for data in process.broker.sent]
+    logins = {message.args[0][0]: claims_of(principal_of(message))["login"] for message in sent}
+    assert {login: claim["jti"] for login, claim in logins.items()} == {1: "1", 2: "2"}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("deep", [False, True])
+async def test_what_was_decided_holds_for_a_copy_of_the_message(
+    new_process: NewProcess, given: bool, deep: bool
+) -> None:
+    class Copies(TaskiqMiddleware):
+        async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+            return message.model_copy(deep=deep)
+
+    process = new_process(after=(Copies(),))
+
+    @process.broker.task("rare", pipeline="data")
+    @guard(rate_limit="1/hour")
+    async def rare() -> None:
+        process.ran.append(("rare", None))
+
+    labels = process.security.labels_for(PROCESSOR) if given else {}
+    process.audit.take()
+    message = await process.kick(rare.kicker().with_labels(**labels))
+    assert [(entry.event, entry.reason) for entry in process.audit.take()] == [("task_enqueued", "acl")]
+    await process.runs(message)
 
 
 async def test_kicks_that_are_given_up_leave_nothing_behind(new_process: NewProcess) -> None:

@@ -221,7 +221,7 @@ async def test_only_who_carries_admin_changes_anything(process: Process, audit: 
 
 
 async def test_an_administrator_whose_login_has_ended_changes_nothing(process: Process, audit: AuditTrail) -> None:
-    ended = Principal("root", permissions=["admin"], expires_at=process.clock.now)
+    ended = Principal("root", permissions=["admin"], expires_at=process.clock.now - 10)
     audit.take()
     with pytest.raises(AuthenticationError) as refusal:
         await process.security.administration.revoke(ended, Revocation(subject="alice"))

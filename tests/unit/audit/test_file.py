@@ -62,6 +62,12 @@ def test_each_line_has_the_fields_of_its_own_event(path: Path, make: Callable[..
     assert [line[field] for line in lines(path)] == expected * 2
 
 
+def test_a_line_tells_a_change_to_its_end(path: Path) -> None:
+    AuditFile(path, flush_interval=0).write(allowed(change="x" * 1000 + "the end", sub="x" * 1000))
+    [line] = lines(path)
+    assert (line["change"][-7:], len(line["sub"])) == ("the end", 203)
+
+
 def test_nothing_that_was_denied_is_remembered(path: Path) -> None:
     before = fields._common.cache_info().currsize
     for number in range(10):

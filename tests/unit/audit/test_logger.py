@@ -170,6 +170,16 @@ def test_text_from_outside_cannot_break_a_line(heard: Listened, text: str) -> No
         assert len(value) <= 203
 
 
+def test_a_change_is_told_to_its_end_and_cannot_break_a_line_either(heard: Listened) -> None:
+    audit = AuditLogger(heard.logger.name)
+    for change in ("x" * 16_000 + "the end", "a\nb", "x" * 20_000):
+        audit.record(allowed(change=change))
+    whole, escaped, cut = (str(vars(record)["change"]) for record in heard.records)
+    assert whole.endswith("the end")
+    assert escaped == "a\\nb"
+    assert len(cut) == 16 * 1024 + 3
+
+
 def test_the_formatter_makes_one_json_object_of_the_fields_that_there_are(heard: Listened) -> None:
     AuditLogger(heard.logger.name).record(allowed(sub="\u00e9"))
     line = AuditFormatter().format(heard.records[0])
