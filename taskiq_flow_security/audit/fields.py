@@ -19,7 +19,7 @@ MAX_FIELD_LENGTH = 200
 MAX_CHANGE_LENGTH = 16 * 1024
 """Of what was changed, all is told: an administrator has said it, and it is of no use without its end."""
 
-_FROM_OUTSIDE = ("reason", "rule", "sub", "act", "pipeline", "task", "task_id", "txn", "jti", "ip", "change")
+_FROM_OUTSIDE = ("reason", "rule", "sub", "act", "pipeline", "task", "task_id", "txn", "jti", "key_id", "ip", "change")
 
 
 def fields_of(event: AuditEvent) -> dict[str, Any]:

@@ -149,6 +149,8 @@ class Verifier:
         if error.reason not in _STALE:
             refusal.empty(message)
             delivery.keep_result = _ORDINARY_ID.fullmatch(message.task_id) is None
+        elif delivery.task is None:
+            self._unknown_tasks.answer(delivery, error)
         if delivery.task is None:
             # The receiver logs the name of a task that it does not know.
             message.task_name = delivery.task_name = _UNKNOWN_TASK

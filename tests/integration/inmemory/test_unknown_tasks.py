@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from taskiq_flow_security import AccessDeniedError, SecurityMiddleware
+from taskiq_flow_security import AccessDeniedError, AuthenticationError, SecurityMiddleware
 from tests.attacks.forging import read, write
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import Entry, Outcome, Process
@@ -57,6 +57,13 @@ async def test_a_run_that_is_watched_shows_it_as_refused(process: Process, messa
         await deliver(process, message)
         event = await asyncio.wait_for(anext(events), 10)
     assert (event.kind.value, event.task, event.reason) == ("refused", "newer", "unknown_task")
+
+
+async def test_whoever_waits_for_one_that_comes_too_late_is_told(process: Process, message: bytes) -> None:
+    process.clock.now += 100_000
+    outcome = await deliver(process, message)
+    assert isinstance(outcome.error, AuthenticationError)
+    assert outcome.reason == "expired"
 
 
 async def test_a_result_that_is_there_stays(process: Process, message: bytes) -> None:
