@@ -159,7 +159,7 @@ class _Guarded:
             self._connected = True
             return {"type": "websocket.connect"}
         message = await self._connection.receive()
-        if message["type"] != "websocket.receive" or self._principal is ANONYMOUS or await self._may_send(message):
+        if message["type"] != "websocket.receive" or await self._may_send(message):
             return message
         return await self._connection.receive()  # that it is closed
 
@@ -168,7 +168,7 @@ class _Guarded:
         gate, visit = self._gate, self._visit
         try:
             require_size(message, gate.security.config.websocket_max_message_size)
-            pipelines = pipelines_of(message)
+            pipelines = [] if self._principal is ANONYMOUS else pipelines_of(message)  # who may read each of them
             if pipelines:
                 await gate.count(visit)
             for pipeline in pipelines:

@@ -106,6 +106,17 @@ async def test_a_message_that_is_too_big_ends_the_connection_before_anything_par
     assert len(edge.reached) == 1
 
 
+async def test_a_message_of_somebody_unknown_may_be_no_bigger() -> None:
+    edge = Edge(settings={"websocket_require_auth": False, "websocket_max_message_size": 2000})
+    async with connect(edge.app) as client:
+        client.send("x" * 2000)
+        assert await client.receive() == {"type": "received"}
+        client.send("x" * 2001)
+        assert (await client.receive())["reason"] == "message_too_big"
+        assert await client.close_code() == 1009
+    assert len(edge.reached) == 1
+
+
 async def test_a_pipeline_that_a_message_names_often_is_decided_about_once() -> None:
     edge = Edge()
     async with connect(edge.app, key()) as client:

@@ -30,11 +30,9 @@ _logger = logging.getLogger(__name__)
 SEND_SECONDS = 10.0
 """How long a client may take to receive a message. The events of a pipeline wait in a buffer of their own meanwhile."""
 MAX_SUBSCRIPTIONS = 100
-MAX_MESSAGE_CHARACTERS = 16 * 1024
 
 FORBIDDEN = 4403
-TOO_BIG = 1009  # RFC 6455, section 7.4.1
-INTERNAL_ERROR = 1011
+INTERNAL_ERROR = 1011  # RFC 6455, section 7.4.1
 
 
 class Live:
@@ -77,9 +75,6 @@ class _Connection:
                 await self._handle(message.get("text"))
 
     async def _handle(self, text: str | None) -> None:
-        if text is not None and len(text) > MAX_MESSAGE_CHARACTERS:
-            await self._close(TOO_BIG)
-            return
         try:
             message = client_message.validate_json(text or "")
         except ValidationError:
