@@ -165,7 +165,7 @@ class _Guarded:
 
     async def _may_send(self, message: Message) -> bool:
         """Whether a message may be passed on; if not, the connection has been ended."""
-        gate, visit = self._gate, self._visit
+        gate, visit, pipeline = self._gate, self._visit, None
         try:
             require_size(message, gate.security.config.websocket_max_message_size)
             pipelines = [] if self._principal is ANONYMOUS else pipelines_of(message)  # who may read each of them
@@ -178,7 +178,7 @@ class _Guarded:
             refusal = gate.refuse(visit, error)
             if refusal is None:
                 return True
-            await self._connection.refuse(refusal)
+            await self._connection.refuse(refusal, pipeline)
             return False
         return True
 

@@ -13,6 +13,7 @@ from taskiq.exceptions import SendTaskError
 
 from taskiq_flow_security.core.policy import AccessRequest
 from taskiq_flow_security.core.principal import ANONYMOUS, Permission, Principal
+from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import BackendUnavailableError, UnsignableMessageError
 from taskiq_flow_security.http.api import bodies
 from taskiq_flow_security.http.api.bodies import answer
@@ -157,8 +158,13 @@ def caller(connection: HTTPConnection) -> Principal:
 
 def may(security: FlowSecurity, principal: Principal, permission: Permission, pipeline_id: str) -> bool:
     """Whether the policy lets the principal do this with a pipeline, or security is only monitored."""
-    request = AccessRequest(permission, pipeline_id)
-    return security.monitoring or security.authorization.decide(principal, request).allowed
+    return refusal(security, principal, permission, pipeline_id) is None
+
+
+def refusal(security: FlowSecurity, principal: Principal, permission: Permission, pipeline_id: str) -> Reason | None:
+    """Why the principal may not do this with a pipeline; ``None`` where it may."""
+    decision = security.authorization.decide(principal, AccessRequest(permission, pipeline_id))
+    return None if security.monitoring or decision.allowed else decision.reason
 
 
 def _unsendable() -> HTTPException:

@@ -87,6 +87,19 @@ async def test_the_connection_of_somebody_who_is_revoked_ends() -> None:
     assert live.connection.close_code == 4401
 
 
+async def test_who_may_no_longer_read_a_pipeline_is_told_by_the_code_of_every_such_denial() -> None:
+    async with serving(Deployment(config()).api) as client, client.live(VIEWER) as live, client.live(VIEWER) as other:
+        await live.ask(type="subscribe", pipeline_id="tables")
+        acl = {"read": ["processor"], "execute": ["processor"]}
+        await send(client, "PATCH", "/policy", {"pipeline_acls": {"tables": acl}})
+        await client.execute("tables", PROCESSOR, [1])
+        refusals = [await live.receive(), await other.ask(type="subscribe", pipeline_id="tables")]
+        over_http = (await client.get("/pipelines/tables/dag", VIEWER)).json()
+    assert {(refusal["type"], refusal["pipeline_id"]) for refusal in refusals} == {("error", "tables")}
+    assert {refusal["reason"] for refusal in refusals} == {over_http["reason"]} == {"acl"}
+    assert live.connection.close_code == other.connection.close_code == 4403
+
+
 async def test_a_change_to_another_version_than_was_read_is_not_made() -> None:
     async with serving(Deployment(config()).api) as client:
         read = await client.get("/policy", ADMIN)

@@ -151,11 +151,14 @@ def test_a_list_of_runs_that_comes_when_another_pipeline_is_shown_is_not_shown(b
     assert texts(browser, "#runs tr") == []
 
 
-def test_a_refusal_to_watch_is_told_for_the_pipeline_that_was_refused(browser: Chrome) -> None:
+@pytest.mark.parametrize("reason", ["whitelist", "acl", "permission"])
+def test_a_refusal_to_watch_is_told_for_the_pipeline_that_was_refused_and_ends_no_second_connection(
+    browser: Chrome, reason: str
+) -> None:
     listening(browser)
     signed_in(browser, PROCESSOR)
     choose(browser, "single")
-    refusal = {"type": "error", "reason": "forbidden", "detail": "You may not read this pipeline."}
+    refusal = {"type": "error", "reason": reason, "detail": "You may not read this pipeline."}
     arrives(browser, {**refusal, "pipeline_id": "branches"})
     browser.execute_script("sent.length = 0; socket.dispatchEvent(new CloseEvent('close', { code: 4403 }))")
     wait_until(browser, lambda _: sent(browser, "subscribe"))
@@ -164,6 +167,17 @@ def test_a_refusal_to_watch_is_told_for_the_pipeline_that_was_refused(browser: C
     click(browser, "branches")
     assert texts(browser, "#live-problem") == ["You may not read this pipeline."]
     assert sent(browser, "subscribe") == ["single"]  # or it would end this connection, too
+
+
+@pytest.mark.parametrize("reason", ["not_found", "policy_stale", "internal_error"])
+def test_what_may_pass_is_asked_for_again(browser: Chrome, reason: str) -> None:
+    listening(browser)
+    signed_in(browser, PROCESSOR)
+    choose(browser, "single")
+    arrives(browser, {"type": "error", "reason": reason, "detail": "Not now."})
+    assert texts(browser, "#live-problem") == ["Not now."]
+    browser.execute_script("sent.length = 0; socket.dispatchEvent(new CloseEvent('close', { code: 4403 }))")
+    wait_until(browser, lambda _: sent(browser, "subscribe") == ["single"])
 
 
 def sent(browser: Chrome, kind: str) -> list[str]:
