@@ -7,6 +7,7 @@ from typing import Any
 
 from taskiq import AsyncBroker, AsyncTaskiqDecoratedTask, async_shared_broker
 
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, TASK_PREFIX
 from taskiq_flow_security.core.principal import ALL_PIPELINES
 from taskiq_flow_security.errors import ConfigurationError
@@ -14,7 +15,6 @@ from taskiq_flow_security.pipelines.protocol import Pipeline, RunsHere
 from taskiq_flow_security.pipelines.steps import StepsPipeline
 from taskiq_flow_security.pipelines.task import TaskPipeline
 
-_PIPELINE_LABEL = "pipeline"
 _MAX_ID_LENGTH = 200
 
 
@@ -58,14 +58,14 @@ class Catalogue:
     def _of_one_task(self) -> dict[str, TaskPipeline]:
         tasks: dict[str, list[AsyncTaskiqDecoratedTask[Any, Any]]] = {}
         for task in self._broker.get_all_tasks().values():
-            label = task.labels.get(_PIPELINE_LABEL)
+            label = task.labels.get(PIPELINE_LABEL)
             if isinstance(label, str) and is_pipeline_id(label):
                 tasks.setdefault(label, []).append(task)
         return {label: TaskPipeline(label, task, self._broker) for label, (task, *more) in tasks.items() if not more}
 
     def _pipeline(self, pipeline_id: str, given: object) -> Pipeline:
         if isinstance(given, AsyncTaskiqDecoratedTask):
-            if given.labels.get(_PIPELINE_LABEL, pipeline_id) != pipeline_id:
+            if given.labels.get(PIPELINE_LABEL, pipeline_id) != pipeline_id:
                 raise ConfigurationError(f"The task of {pipeline_id!r} is registered with another pipeline.")
             if given.broker not in (self._broker, async_shared_broker):
                 raise ConfigurationError(f"The task of {pipeline_id!r} belongs to another broker.")

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from taskiq_flow_security import ConfigurationError
 from tests.integration.api.pipelines import Deployment
 from tests.integration.api.server import ADMIN, PROCESSOR, STRANGER, VIEWER, Client, config, serving
 
@@ -147,6 +148,22 @@ async def test_what_cannot_be_meant_changes_nothing(path: str, body: Any) -> Non
         answer = await send(client, "PATCH" if path == "/policy" else "POST", path, body)
     assert (answer.status_code, answer.json()["reason"]) == (422, "invalid_input")
     assert deployment.api.security.live.document.version == 0
+
+
+@pytest.mark.parametrize("path", ["/policy", "/policy/revocations", "/policy/reinstatements"])
+async def test_a_change_that_could_not_be_in_force_is_said_to_be_one(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = Deployment(config())
+
+    async def change(*_: object) -> None:
+        raise ConfigurationError("revoked: no key would be left.")
+
+    async with serving(deployment.api) as client:
+        monkeypatch.setattr(deployment.api.security.live, "change", change)
+        body = {} if path == "/policy" else {"subject": "ada"}
+        answer = await send(client, "PATCH" if path == "/policy" else "POST", path, body)
+    assert (answer.status_code, answer.json()["detail"]) == (422, "revoked: no key would be left.")
 
 
 async def test_a_pipeline_that_was_started_too_often_is_429() -> None:
