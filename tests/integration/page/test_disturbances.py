@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 import pytest
 from selenium.webdriver import Chrome
 
@@ -149,6 +151,26 @@ def test_a_list_of_runs_that_comes_when_another_pipeline_is_shown_is_not_shown(b
     release(browser)
     loaded(browser)
     assert texts(browser, "#runs tr") == []
+
+
+def test_a_run_of_another_day_tells_its_date_and_one_of_today_comes_to_tell_it(browser: Chrome) -> None:
+    signed_in(browser, PROCESSOR)
+    choose(browser, "single")
+    run_id = started(browser, "[1]")
+    wait_until(browser, lambda _: run_id in texts_of_runs(browser))
+    row = f'#runs tr[data-run="{run_id}"] td:first-child'
+    year = str(datetime.now(timezone.utc).year)
+    assert year not in texts(browser, row)[0]
+    browser.execute_script(
+        """
+        const Today = Date;
+        window.Date = class extends Today {
+          constructor(...moment) { super(...moment.length ? moment : [Today.now() + 86_400_000]); }
+        };
+        """
+    )
+    started(browser, "[2]")
+    wait_until(browser, lambda _: year in texts(browser, row)[0])
 
 
 @pytest.mark.parametrize("reason", ["whitelist", "acl", "permission"])
