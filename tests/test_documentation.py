@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -61,10 +63,27 @@ def test_the_start_of_the_readme_runs_with_the_variables_that_it_sets() -> None:
     [code] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     [variables] = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
     values = dict(re.findall(r"^export (TASKIQ_FLOW_\w+)='(.*?)'$", variables, re.MULTILINE))
-    assert set(values) == {"TASKIQ_FLOW_API_KEYS", "TASKIQ_FLOW_PIPELINE_ACLS"}
+    assert set(values) == {"TASKIQ_FLOW_JWT_SECRET", "TASKIQ_FLOW_API_KEYS", "TASKIQ_FLOW_PIPELINE_ACLS"}
     values["TASKIQ_FLOW_JWT_SECRET"] = "x" * 32
     program = f"import asyncio\n{code}\nasyncio.run(handle_request('<key>'))\nprint('kicked')\n"
     assert "kicked" in run("-c", program, **values)
+
+
+def test_a_snippet_of_the_readme_imports_every_class_that_it_uses_and_the_start_has_not() -> None:
+    start, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for snippet in others:
+        names = [node for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Name)]
+        classes = {node.id for node in names if node.id[0].isupper()} - {"MySink"}
+        assert classes <= imported(start) | imported(snippet), snippet
+
+
+def imported(program: str) -> set[str]:
+    """What a program imports from somewhere; it must be there."""
+    imports = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.ImportFrom)]
+    for node in imports:
+        module = import_module(str(node.module))
+        assert all(hasattr(module, alias.name) for alias in node.names), node.module
+    return {alias.name for node in imports for alias in node.names}
 
 
 def run(*arguments: str, **variables: str) -> str:

@@ -80,9 +80,11 @@ class Connection:
             Reason.NO_CREDENTIALS, 'Send {"type": "connect", "auth": "<API key or token>"} first, and soon.'
         )
 
-    async def refuse(self, error: FlowSecurityError) -> None:
+    async def refuse(self, error: FlowSecurityError, pipeline_id: str | None = None) -> None:
         """End the connection with what the error says: as an HTTP answer before it was accepted, where that is possible
         (ASGI extension ``websocket.http.response``), else as a message and a code.
+
+        `pipeline_id`: the pipeline that was refused, if it was one.
         """
         if self.closed:
             return
@@ -92,7 +94,8 @@ class Connection:
             await problem.send(self._send, "websocket.http.response")
             return
         if self.accepted:
-            await self.send_json({"type": "error", "reason": problem.reason, "detail": problem.detail})
+            named = {} if pipeline_id is None else {"pipeline_id": pipeline_id}
+            await self.send_json({"type": "error", "reason": problem.reason, "detail": problem.detail, **named})
         await self.send({"type": "websocket.close", "code": _code(error), "reason": problem.reason})
 
 

@@ -21,7 +21,7 @@ from taskiq_flow_security.errors import (
 )
 from taskiq_flow_security.http import credentials
 from taskiq_flow_security.http.asgi import Headers, Scope, route_path, select_headers
-from taskiq_flow_security.http.clients import FORWARDED_FOR, FORWARDED_PROTO, Client, TrustedProxies
+from taskiq_flow_security.http.clients import FORWARDED_FOR, FORWARDED_PROTO, UNKNOWN, Client, TrustedProxies
 from taskiq_flow_security.http.credentials import Credentials, find_credentials
 from taskiq_flow_security.http.limits import EndpointLimits, FailedLogins
 from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule, RuleTable, is_plain
@@ -30,7 +30,7 @@ from taskiq_flow_security.security import FlowSecurity
 
 _logger = logging.getLogger(__name__)
 
-_UNREADABLE = Client("unknown", secure=False)
+_UNREADABLE = Client(UNKNOWN, secure=False)
 """Stands for the client of a connection that could not be read."""
 
 UNKNOWN_ENDPOINT = "unknown"

@@ -13,6 +13,8 @@ from taskiq_flow_security.http.rules import Rule, with_guide_rules
 from taskiq_flow_security.http.websocket import WebSockets
 from taskiq_flow_security.security import FlowSecurity
 
+_HSTS = b"strict-transport-security"
+
 
 class HTTPSecurityMiddleware:
     """Lets no request reach an ASGI application that its caller may not make.
@@ -93,6 +95,3 @@ def _with_hsts(message: Message, hsts: bytes) -> Message:
         if name.lower() == _HSTS:
             return message
     return {**message, "headers": [*headers, (_HSTS, hsts)]}
-
-
-_HSTS = b"strict-transport-security"

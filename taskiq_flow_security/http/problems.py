@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -19,8 +20,13 @@ from taskiq_flow_security.errors import (
     FlowSecurityError,
     PolicyConflictError,
     RateLimitExceededError,
+    UnsignableMessageError,
 )
 from taskiq_flow_security.http.asgi import Send
+
+_logger = logging.getLogger(__name__)
+
+INVALID_INPUT = "invalid_input"
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 """What stands in a header as it is."""
@@ -39,7 +45,9 @@ class Problem(NamedTuple):
 
     status: HTTPStatus
     reason: str
-    """A stable code, one of `taskiq_flow_security.core.reasons.Reason`."""
+    """A stable code: one of `taskiq_flow_security.core.reasons.Reason`, or of those that `api.failures` has for what is
+    no decision about the caller.
+    """
     detail: str
     headers: Mapping[str, str] = {}
 
@@ -70,7 +78,7 @@ class Problem(NamedTuple):
 
 
 def problem_of(error: FlowSecurityError) -> Problem:
-    """The answer that says an error."""
+    """The answer that says an error; what only the log may say is logged."""
     if isinstance(error, AuthenticationError):
         return _unauthenticated(error)
     if isinstance(error, AccessDeniedError):
@@ -81,6 +89,9 @@ def problem_of(error: FlowSecurityError) -> Problem:
         return Problem(HTTPStatus.PRECONDITION_FAILED, error.reason, str(error))
     if isinstance(error, BackendUnavailableError):
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, error.reason, str(error), {"retry-after": "1"})
+    if isinstance(error, UnsignableMessageError):
+        return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, INVALID_INPUT, str(error))
+    _logger.error("A request cannot be answered as the server is set up.", exc_info=error)
     return Problem(
         HTTPStatus.INTERNAL_SERVER_ERROR, Reason.INTERNAL_ERROR, "The server is not set up for this; its log says why."
     )

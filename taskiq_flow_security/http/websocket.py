@@ -159,16 +159,16 @@ class _Guarded:
             self._connected = True
             return {"type": "websocket.connect"}
         message = await self._connection.receive()
-        if message["type"] != "websocket.receive" or self._principal is ANONYMOUS or await self._may_send(message):
+        if message["type"] != "websocket.receive" or await self._may_send(message):
             return message
         return await self._connection.receive()  # that it is closed
 
     async def _may_send(self, message: Message) -> bool:
         """Whether a message may be passed on; if not, the connection has been ended."""
-        gate, visit = self._gate, self._visit
+        gate, visit, pipeline = self._gate, self._visit, None
         try:
             require_size(message, gate.security.config.websocket_max_message_size)
-            pipelines = pipelines_of(message)
+            pipelines = [] if self._principal is ANONYMOUS else pipelines_of(message)  # who may read each of them
             if pipelines:
                 await gate.count(visit)
             for pipeline in pipelines:
@@ -178,7 +178,7 @@ class _Guarded:
             refusal = gate.refuse(visit, error)
             if refusal is None:
                 return True
-            await self._connection.refuse(refusal)
+            await self._connection.refuse(refusal, pipeline)
             return False
         return True
 

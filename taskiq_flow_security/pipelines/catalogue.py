@@ -7,6 +7,7 @@ from typing import Any
 
 from taskiq import AsyncBroker, AsyncTaskiqDecoratedTask, async_shared_broker
 
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, TASK_PREFIX
 from taskiq_flow_security.core.principal import ALL_PIPELINES
 from taskiq_flow_security.errors import ConfigurationError
@@ -14,7 +15,6 @@ from taskiq_flow_security.pipelines.protocol import Pipeline, RunsHere
 from taskiq_flow_security.pipelines.steps import StepsPipeline
 from taskiq_flow_security.pipelines.task import TaskPipeline
 
-_PIPELINE_LABEL = "pipeline"
 _MAX_ID_LENGTH = 200
 
 
@@ -58,23 +58,23 @@ class Catalogue:
     def _of_one_task(self) -> dict[str, TaskPipeline]:
         tasks: dict[str, list[AsyncTaskiqDecoratedTask[Any, Any]]] = {}
         for task in self._broker.get_all_tasks().values():
-            label = task.labels.get(_PIPELINE_LABEL)
+            label = task.labels.get(PIPELINE_LABEL)
             if isinstance(label, str) and is_pipeline_id(label):
                 tasks.setdefault(label, []).append(task)
         return {label: TaskPipeline(label, task, self._broker) for label, (task, *more) in tasks.items() if not more}
 
     def _pipeline(self, pipeline_id: str, given: object) -> Pipeline:
         if isinstance(given, AsyncTaskiqDecoratedTask):
-            if given.labels.get(_PIPELINE_LABEL, pipeline_id) != pipeline_id:
+            if given.labels.get(PIPELINE_LABEL, pipeline_id) != pipeline_id:
                 raise ConfigurationError(f"The task of {pipeline_id!r} is registered with another pipeline.")
             if given.broker not in (self._broker, async_shared_broker):
                 raise ConfigurationError(f"The task of {pipeline_id!r} belongs to another broker.")
             return TaskPipeline(pipeline_id, given, self._broker)
-        libraries = {cls.__module__.partition(".")[0] for cls in type(given).__mro__}
-        if not libraries.isdisjoint({"taskiq_flow", "taskiq_pipelines"}):
+        library = _library(given)
+        if library is not None:
             if getattr(given, "broker", None) is not self._broker:
                 raise ConfigurationError(f"The pipeline {pipeline_id!r} belongs to another broker.")
-            return self._library_pipeline(pipeline_id, given)
+            return self._library_pipeline(pipeline_id, given, library)
         if not isinstance(given, Pipeline):
             raise ConfigurationError(
                 f"{pipeline_id!r}: {type(given).__name__} is no pipeline; it needs id, graph and start."
@@ -83,12 +83,18 @@ class Catalogue:
             raise ConfigurationError(f"The pipeline that is added as {pipeline_id!r} calls itself {given.id!r}.")
         return given
 
-    def _library_pipeline(self, pipeline_id: str, given: Any) -> Pipeline:
+    def _library_pipeline(self, pipeline_id: str, given: Any, library: str) -> Pipeline:
         if getattr(given, "_dataflow_tasks", None):  # what makes a pipeline of theirs one of data flow
             from taskiq_flow_security.pipelines.dataflow import DataflowPipeline  # the extra `flow`
 
             return DataflowPipeline(pipeline_id, given, self._broker, patience=self._patience)
-        return StepsPipeline(pipeline_id, given)
+        return StepsPipeline(pipeline_id, given, library)
+
+
+def _library(given: object) -> str | None:
+    """The package of which something is a pipeline, or something like one; ``None`` for what is of neither."""
+    packages = [cls.__module__.partition(".")[0] for cls in type(given).__mro__]
+    return next((package for package in packages if package in ("taskiq_flow", "taskiq_pipelines")), None)
 
 
 def is_pipeline_id(text: str) -> bool:

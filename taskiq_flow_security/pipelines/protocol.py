@@ -23,7 +23,7 @@ class AbandonedRunError(Exception):
 
     @property
     def reason(self) -> str:
-        """A stable code."""
+        """A stable code: ``no_result`` or ``process_ended`` here."""
         return str(self.args[0])
 
     def __str__(self) -> str:

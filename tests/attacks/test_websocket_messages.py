@@ -69,11 +69,12 @@ async def test_a_forbidden_subscription_ends_the_connection_also_after_an_allowe
     assert edge.trail.last.event == "authz_fail"
 
 
-async def test_the_refusal_of_a_subscription_names_its_pipeline_in_the_audit_event() -> None:
+async def test_the_refusal_of_a_subscription_names_its_pipeline_in_the_message_and_in_the_audit_event() -> None:
     edge = Edge()
     async with connect(edge.app, key()) as client:
-        client.subscribe("p2")
-        assert (await client.receive())["reason"] == "whitelist"
+        client.send([{"pipeline_id": "p1"}, {"pipeline_id": "p2"}, {"pipeline_id": "p3"}])
+        refusal = await client.receive()
+    assert (refusal["reason"], refusal["pipeline_id"]) == ("whitelist", "p2")
     assert edge.trail.last.pipeline == "p2"
     assert edge.trail.last.task == "endpoint:websocket_subscribe"
     assert edge.trail.last.rule == "principal.pipelines"
@@ -106,6 +107,17 @@ async def test_a_message_that_is_too_big_ends_the_connection_before_anything_par
     assert len(edge.reached) == 1
 
 
+async def test_a_message_of_somebody_unknown_may_be_no_bigger() -> None:
+    edge = Edge(settings={"websocket_require_auth": False, "websocket_max_message_size": 2000})
+    async with connect(edge.app) as client:
+        client.send("x" * 2000)
+        assert await client.receive() == {"type": "received"}
+        client.send("x" * 2001)
+        assert (await client.receive())["reason"] == "message_too_big"
+        assert await client.close_code() == 1009
+    assert len(edge.reached) == 1
+
+
 async def test_a_pipeline_that_a_message_names_often_is_decided_about_once() -> None:
     edge = Edge()
     async with connect(edge.app, key()) as client:
@@ -132,7 +144,8 @@ async def test_subscriptions_are_counted_for_each_principal_and_other_messages_a
             client.subscribe("p1")
             assert [await client.receive() for _ in range(2)] == [{"type": "received"}] * 2
         two.subscribe("p1")
-        assert (await two.receive())["reason"] == "rate_limit"
+        refusal = await two.receive()
+        assert (refusal["reason"], "pipeline_id" in refusal) == ("rate_limit", False)  # it holds for each of them
         assert await two.close_code() == 4429
         admin.subscribe("p1")
         assert await admin.receive() == {"type": "received"}

@@ -19,10 +19,15 @@ M = TypeVar("M", bound=BaseModel)
 
 
 async def read(request: Request, model: type[M]) -> M:
-    """The body of a request; an empty one stands for an empty object.
+    """The body of a request. Raises `HTTPException` as `receive` and `parse`."""
+    return parse(await receive(request), model)
+
+
+async def receive(request: Request) -> bytes:
+    """The body of a request as it came; an empty one stands for an empty object.
 
     Raises `HTTPException`: 408 if it does not come in time, 413 if it is too large, 415 if it is not JSON by its
-    headers, 422 if it is not what it should be. NaN and infinities are not JSON (RFC 8259, section 6).
+    headers.
     """
     try:
         data = await asyncio.wait_for(_read_bytes(request), BODY_SECONDS)
@@ -32,8 +37,16 @@ async def read(request: Request, model: type[M]) -> M:
     encoding = request.headers.get("content-encoding", "identity")
     if data and (media_type != "application/json" or encoding != "identity"):
         raise HTTPException(415, "Send the body as application/json, without a content encoding.")
+    return data or b"{}"
+
+
+def parse(data: bytes, model: type[M]) -> M:
+    """What a body says. Raises `HTTPException` 422 if that is not what it should be.
+
+    NaN and infinities are not JSON (RFC 8259, section 6).
+    """
     try:
-        return model.model_validate(from_json(data or b"{}", allow_inf_nan=False))
+        return model.model_validate(from_json(data, allow_inf_nan=False))
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         places = "; ".join(f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems[:5])

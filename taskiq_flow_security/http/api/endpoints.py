@@ -13,7 +13,8 @@ from taskiq.exceptions import SendTaskError
 
 from taskiq_flow_security.core.policy import AccessRequest
 from taskiq_flow_security.core.principal import ANONYMOUS, Permission, Principal
-from taskiq_flow_security.errors import BackendUnavailableError, UnsignableMessageError
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import BackendUnavailableError
 from taskiq_flow_security.http.api import bodies
 from taskiq_flow_security.http.api.bodies import answer
 from taskiq_flow_security.http.api.failures import cause_of
@@ -114,11 +115,8 @@ class Endpoints:
                 task_id = await pipeline.start(execution.args, execution.kwargs)
             except InputError as error:
                 raise HTTPException(422, str(error)) from None
-            except UnsignableMessageError:
-                raise _unsendable() from None
             except SendTaskError as error:
-                cause = cause_of(error)
-                raise _unsendable() if isinstance(cause, UnsignableMessageError) else cause from error
+                raise cause_of(error) from error
         run = Run(actor.txn, pipeline.id, task_id, principal.subject, started_at)
         try:
             await security.runs.add(run)
@@ -157,9 +155,10 @@ def caller(connection: HTTPConnection) -> Principal:
 
 def may(security: FlowSecurity, principal: Principal, permission: Permission, pipeline_id: str) -> bool:
     """Whether the policy lets the principal do this with a pipeline, or security is only monitored."""
-    request = AccessRequest(permission, pipeline_id)
-    return security.monitoring or security.authorization.decide(principal, request).allowed
+    return refusal(security, principal, permission, pipeline_id) is None
 
 
-def _unsendable() -> HTTPException:
-    return HTTPException(422, "The arguments hold a value that cannot be sent.")
+def refusal(security: FlowSecurity, principal: Principal, permission: Permission, pipeline_id: str) -> Reason | None:
+    """Why the principal may not do this with a pipeline; ``None`` where it may."""
+    decision = security.authorization.decide(principal, AccessRequest(permission, pipeline_id))
+    return None if security.monitoring or decision.allowed else decision.reason

@@ -12,7 +12,7 @@ from taskiq.exceptions import SendTaskError
 
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import BackendUnavailableError, FlowSecurityError
-from taskiq_flow_security.http.problems import Problem, problem_of
+from taskiq_flow_security.http.problems import INVALID_INPUT, Problem, problem_of
 
 _REASONS = {
     404: "not_found",
@@ -20,8 +20,9 @@ _REASONS = {
     408: "request_timeout",
     413: "body_too_large",
     415: "unsupported_media_type",
-    422: "invalid_input",
+    422: INVALID_INPUT,
 }
+"""The codes of what is no decision about the caller, by the status that says it."""
 
 
 class _ProblemResponse(Response):

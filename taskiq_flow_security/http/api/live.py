@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from taskiq_flow_security.core.principal import ANONYMOUS, Permission
-from taskiq_flow_security.http.api.endpoints import caller, may
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.http.api.endpoints import caller, refusal
 from taskiq_flow_security.http.api.messages import (
     Connect,
     Connected,
@@ -30,11 +31,9 @@ _logger = logging.getLogger(__name__)
 SEND_SECONDS = 10.0
 """How long a client may take to receive a message. The events of a pipeline wait in a buffer of their own meanwhile."""
 MAX_SUBSCRIPTIONS = 100
-MAX_MESSAGE_CHARACTERS = 16 * 1024
 
 FORBIDDEN = 4403
-TOO_BIG = 1009  # RFC 6455, section 7.4.1
-INTERNAL_ERROR = 1011
+INTERNAL_ERROR = 1011  # RFC 6455, section 7.4.1
 
 
 class Live:
@@ -77,9 +76,6 @@ class _Connection:
                 await self._handle(message.get("text"))
 
     async def _handle(self, text: str | None) -> None:
-        if text is not None and len(text) > MAX_MESSAGE_CHARACTERS:
-            await self._close(TOO_BIG)
-            return
         try:
             message = client_message.validate_json(text or "")
         except ValidationError:
@@ -93,8 +89,8 @@ class _Connection:
             await self._unsubscribe(message.pipeline_id)
 
     async def _subscribe(self, pipeline_id: str) -> None:
-        if not self._may_read(pipeline_id):
-            await self._deny(pipeline_id)
+        if reason := self._refusal(pipeline_id):
+            await self._deny(pipeline_id, reason)
         elif self._catalogue.get(pipeline_id) is None:
             await self._send(Error(reason="not_found", detail="There is no such pipeline.", pipeline_id=pipeline_id))
         elif pipeline_id not in self._subscriptions and len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
@@ -136,13 +132,13 @@ class _Connection:
         async with self._security.run_events.subscribe(pipeline_id) as events:
             await self._send(Subscribed(pipeline_id=pipeline_id))
             async for event in events:
-                if not self._may_read(event.pipeline_id):  # no longer
-                    await self._deny(pipeline_id)
+                if reason := self._refusal(event.pipeline_id):  # it may no longer
+                    await self._deny(pipeline_id, reason)
                     return
                 await self._send(Event(**event._asdict()))
 
-    async def _deny(self, pipeline_id: str) -> None:
-        await self._send(Error(reason="forbidden", detail="You may not read this pipeline.", pipeline_id=pipeline_id))
+    async def _deny(self, pipeline_id: str, reason: Reason) -> None:
+        await self._send(Error(reason=reason, detail="You may not read this pipeline.", pipeline_id=pipeline_id))
         await self._close(FORBIDDEN)
 
     async def _send(self, message: BaseModel) -> None:
@@ -160,6 +156,8 @@ class _Connection:
                 await asyncio.wait_for(self._websocket.close(code), SEND_SECONDS)
             self._closed.set()
 
-    def _may_read(self, pipeline_id: str) -> bool:
-        # The middleware lets nobody in unknown, but where the settings say so.
-        return self._principal is ANONYMOUS or may(self._security, self._principal, Permission.READ, pipeline_id)
+    def _refusal(self, pipeline_id: str) -> Reason | None:
+        """Why the caller may not read a pipeline; ``None`` where it may."""
+        if self._principal is ANONYMOUS:  # the middleware lets nobody in unknown, but where the settings say so
+            return None
+        return refusal(self._security, self._principal, Permission.READ, pipeline_id)

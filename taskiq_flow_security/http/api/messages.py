@@ -80,5 +80,6 @@ class Error(_Message):
 
     type: Literal["error"] = "error"
     reason: str
+    """A stable code: one of `Reason`, ``not_found``, ``invalid_message`` or ``too_many_subscriptions``."""
     detail: str
     pipeline_id: str | None = None

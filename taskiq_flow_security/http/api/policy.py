@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -34,45 +34,36 @@ class PolicyEndpoints:
         """Change roles, access control lists or limits."""
         version = _expected(request)
         change = await _read(request, PolicyChange)
-        try:
-            return _answer(await self._administration.change(caller(request), change, version=version))
-        except ConfigurationError as error:
-            raise HTTPException(422, str(error)) from None
+        return await _made(self._administration.change(caller(request), change, version=version))
 
     async def revoke(self, request: Request) -> Response:
         """Revoke something."""
         revocation = await _read(request, Revocation)
-        try:
-            return _answer(await self._administration.revoke(caller(request), revocation))
-        except ConfigurationError as error:
-            raise HTTPException(422, str(error)) from None
+        return await _made(self._administration.revoke(caller(request), revocation))
 
     async def reinstate(self, request: Request) -> Response:
         """Take a revocation back."""
         revocation = await _read(request, Revocation)
-        return _answer(await self._administration.reinstate(caller(request), revocation))
-
-
-class _KeptBody(Request):
-    """A request whose body is kept while it is read."""
-
-    data = b""
-
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        async for chunk in super().stream():
-            self.data += chunk
-            yield chunk
+        return await _made(self._administration.reinstate(caller(request), revocation))
 
 
 async def _read(request: Request, model: type[M]) -> M:
     """As `bodies.read`. No name may stand twice, as in the settings: the last one would win, unseen."""
-    kept = _KeptBody(request.scope, request.receive)
-    body = await bodies.read(kept, model)
+    data = await bodies.receive(request)
+    body = bodies.parse(data, model)
     try:
-        json.loads(kept.data or b"{}", object_pairs_hook=names_once)
+        json.loads(data, object_pairs_hook=names_once)
     except ValueError:
         raise HTTPException(422, "The body does not fit. A name stands twice in one object.") from None
     return body
+
+
+async def _made(change: Awaitable[PolicyDocument]) -> Response:
+    """The policy after a change. Raises `HTTPException` for one that could not be in force."""
+    try:
+        return _answer(await change)
+    except ConfigurationError as error:
+        raise HTTPException(422, str(error)) from None
 
 
 def _answer(policy: PolicyDocument) -> Response:

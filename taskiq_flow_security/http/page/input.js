@@ -14,14 +14,14 @@ export function read(args, kwargs) {
     } catch {
       body[field] = undefined;
     }
-    const problem = fits(body[field]) ? exactly(body[field]) : `Write here ${what}.`;
+    const problem = fits(body[field]) ? inexact(body[field]) : `Write here ${what}.`;
     if (problem) return { problem, field };
   }
   return { body };
 }
 
-function exactly(value) {
+function inexact(value) {
   // JavaScript reads other integers as their neighbours.
   if (typeof value === "number") return Number.isInteger(value) && !Number.isSafeInteger(value) ? "A number is too large to be sent exactly." : "";
-  return value !== null && typeof value === "object" ? Object.values(value).map(exactly).find(Boolean) ?? "" : "";
+  return value !== null && typeof value === "object" ? Object.values(value).map(inexact).find(Boolean) ?? "" : "";
 }

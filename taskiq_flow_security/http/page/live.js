@@ -2,6 +2,7 @@
 
 const LOGIN_ENDED = 4401;
 const LONGEST_PAUSE = 30_000;
+const MAY_PASS = ["not_found", "policy_stale", "internal_error"];
 
 export class Live {
   #credential;
@@ -49,7 +50,7 @@ export class Live {
     } else if (message.type === "event" && message.pipeline_id === this.#watched) {
       this.#on.event(message);
     } else if (message.type === "error" && message.pipeline_id) {
-      if (message.reason === "forbidden") this.#refused.set(message.pipeline_id, message.detail);
+      if (!MAY_PASS.includes(message.reason)) this.#refused.set(message.pipeline_id, message.detail);
       this.#on.problem(message.pipeline_id, message.detail);
     }
   }

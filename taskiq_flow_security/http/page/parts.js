@@ -21,4 +21,8 @@ export function say(place, text, isProblem = false) {
   $(place).classList.toggle("problem", isProblem);
 }
 
-export const timeOf = (moment) => new Date(moment).toLocaleTimeString();
+// The time, with the date if that is not today's.
+export function timeOf(moment) {
+  const time = new Date(moment);
+  return time.toDateString() === new Date().toDateString() ? time.toLocaleTimeString() : time.toLocaleString();
+}

@@ -9,6 +9,7 @@ export function list(table, runs, choose) {
   runs.forEach((run, index) => {
     const row = rows.get(run.run_id) ?? rowOf(run, choose);
     const state = row.querySelector(".state");
+    row.firstChild.textContent = timeOf(run.started_at); // which tells the date from tomorrow on
     if (state.textContent !== run.state) changed.push(run.run_id);
     state.textContent = run.state;
     state.className = `state state-${run.state}`;
@@ -29,7 +30,7 @@ function rowOf(run, choose) {
   button.setAttribute("aria-label", `Details of ${run.run_id}`);
   button.addEventListener("click", () => choose(run.run_id));
   row.append(
-    element("td", timeOf(run.started_at)),
+    element("td"),
     element("td", run.subject),
     element("td", "", { class: "state" }),
     element("td"),

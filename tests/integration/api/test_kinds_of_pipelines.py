@@ -4,6 +4,7 @@ fails the run."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ import taskiq_flow
 from taskiq import BrokerMessage
 
 from taskiq_flow_security.pipelines import dataflow as dataflow_module
+from tests.edge import logs
 from tests.integration.api.pipelines import LIBRARIES, Deployment
 from tests.integration.api.server import ADMIN, PROCESSOR, config, serving
 
@@ -46,6 +48,25 @@ async def test_sequential_map_and_filter_steps_run(library: str) -> None:
     assert (run["state"], run["result"]) == ("completed", 8)
     assert {name for name, _, _ in served.notes} == {"spread", "odd", "double", "total"}
     assert subjects(served) == {run["subject"]}
+
+
+@each_library
+async def test_steps_that_nothing_would_kick_are_not_begun_and_the_log_says_what_to_add(library: str) -> None:
+    pipeline_type, middleware = LIBRARIES[library]
+    others = [other() for name, (_, other) in LIBRARIES.items() if name != library]
+    served = Deployment(config(), *others)
+    served.api.add_pipeline("flow", pipeline_type(served.broker, served.double).call_next(served.double))
+    async with serving(served.api) as client:
+        with logs(logging.ERROR) as lines:
+            refused = await client.execute("flow", PROCESSOR, 1)
+        status = (await client.get("/pipelines/flow/status", PROCESSOR)).json()
+        assert (served.notes, status["runs"]) == ([], [])
+        served.broker.add_middlewares(middleware())
+        run = await client.run("flow", PROCESSOR, 1)
+    assert (refused.status_code, refused.json()["reason"]) == (500, "internal_error")
+    assert "its log says why" in refused.json()["detail"]
+    assert any(f"add PipelineMiddleware() of {library.replace('-', '_')}" in line for line in lines)
+    assert (run["state"], run["result"]) == ("completed", 4)
 
 
 async def test_a_dataflow_pipeline_runs() -> None:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from taskiq_flow_security import ConfigurationError
 from tests.integration.api.pipelines import Deployment
 from tests.integration.api.server import ADMIN, PROCESSOR, STRANGER, VIEWER, Client, config, serving
 
@@ -87,6 +88,19 @@ async def test_the_connection_of_somebody_who_is_revoked_ends() -> None:
     assert live.connection.close_code == 4401
 
 
+async def test_who_may_no_longer_read_a_pipeline_is_told_by_the_code_of_every_such_denial() -> None:
+    async with serving(Deployment(config()).api) as client, client.live(VIEWER) as live, client.live(VIEWER) as other:
+        await live.ask(type="subscribe", pipeline_id="tables")
+        acl = {"read": ["processor"], "execute": ["processor"]}
+        await send(client, "PATCH", "/policy", {"pipeline_acls": {"tables": acl}})
+        await client.execute("tables", PROCESSOR, [1])
+        refusals = [await live.receive(), await other.ask(type="subscribe", pipeline_id="tables")]
+        over_http = (await client.get("/pipelines/tables/dag", VIEWER)).json()
+    assert {(refusal["type"], refusal["pipeline_id"]) for refusal in refusals} == {("error", "tables")}
+    assert {refusal["reason"] for refusal in refusals} == {over_http["reason"]} == {"acl"}
+    assert live.connection.close_code == other.connection.close_code == 4403
+
+
 async def test_a_change_to_another_version_than_was_read_is_not_made() -> None:
     async with serving(Deployment(config()).api) as client:
         read = await client.get("/policy", ADMIN)
@@ -134,6 +148,22 @@ async def test_what_cannot_be_meant_changes_nothing(path: str, body: Any) -> Non
         answer = await send(client, "PATCH" if path == "/policy" else "POST", path, body)
     assert (answer.status_code, answer.json()["reason"]) == (422, "invalid_input")
     assert deployment.api.security.live.document.version == 0
+
+
+@pytest.mark.parametrize("path", ["/policy", "/policy/revocations", "/policy/reinstatements"])
+async def test_a_change_that_could_not_be_in_force_is_said_to_be_one(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = Deployment(config())
+
+    async def change(*_: object) -> None:
+        raise ConfigurationError("revoked: no key would be left.")
+
+    async with serving(deployment.api) as client:
+        monkeypatch.setattr(deployment.api.security.live, "change", change)
+        body = {} if path == "/policy" else {"subject": "ada"}
+        answer = await send(client, "PATCH" if path == "/policy" else "POST", path, body)
+    assert (answer.status_code, answer.json()["detail"]) == (422, "revoked: no key would be left.")
 
 
 async def test_a_pipeline_that_was_started_too_often_is_429() -> None:

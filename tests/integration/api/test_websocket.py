@@ -95,9 +95,12 @@ async def test_a_message_of_no_use_is_an_error_and_the_connection_goes_on(client
         assert (await live.ask(type="connect"))["type"] == "connected"
 
 
-async def test_a_message_that_is_too_big_ends_the_connection(client: Client) -> None:
+async def test_a_message_may_be_as_big_as_the_setting_says(client: Client) -> None:
+    padding = "x" * (config().websocket_max_message_size - 100)
     async with client.live(VIEWER) as live:
-        await live.connection.send('{"type": "connect", "more": "' + "x" * live_module.MAX_MESSAGE_CHARACTERS + '"}')
+        assert (await live.ask(type="connect", more=padding))["type"] == "connected"
+        answer = await live.ask(type="connect", more=padding + "x" * 100)
+        assert (answer["type"], answer["reason"]) == ("error", "message_too_big")
         with pytest.raises(ConnectionClosed):
             await live.receive()
     assert live.connection.close_code == 1009

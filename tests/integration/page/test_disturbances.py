@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 import pytest
 from selenium.webdriver import Chrome
 
@@ -151,11 +153,34 @@ def test_a_list_of_runs_that_comes_when_another_pipeline_is_shown_is_not_shown(b
     assert texts(browser, "#runs tr") == []
 
 
-def test_a_refusal_to_watch_is_told_for_the_pipeline_that_was_refused(browser: Chrome) -> None:
+def test_a_run_of_another_day_tells_its_date_and_one_of_today_comes_to_tell_it(browser: Chrome) -> None:
+    signed_in(browser, PROCESSOR)
+    choose(browser, "single")
+    run_id = started(browser, "[1]")
+    wait_until(browser, lambda _: run_id in texts_of_runs(browser))
+    row = f'#runs tr[data-run="{run_id}"] td:first-child'
+    year = str(datetime.now(timezone.utc).year)
+    assert year not in texts(browser, row)[0]
+    browser.execute_script(
+        """
+        const Today = Date;
+        window.Date = class extends Today {
+          constructor(...moment) { super(...moment.length ? moment : [Today.now() + 86_400_000]); }
+        };
+        """
+    )
+    started(browser, "[2]")
+    wait_until(browser, lambda _: year in texts(browser, row)[0])
+
+
+@pytest.mark.parametrize("reason", ["whitelist", "acl", "permission"])
+def test_a_refusal_to_watch_is_told_for_the_pipeline_that_was_refused_and_ends_no_second_connection(
+    browser: Chrome, reason: str
+) -> None:
     listening(browser)
     signed_in(browser, PROCESSOR)
     choose(browser, "single")
-    refusal = {"type": "error", "reason": "forbidden", "detail": "You may not read this pipeline."}
+    refusal = {"type": "error", "reason": reason, "detail": "You may not read this pipeline."}
     arrives(browser, {**refusal, "pipeline_id": "branches"})
     browser.execute_script("sent.length = 0; socket.dispatchEvent(new CloseEvent('close', { code: 4403 }))")
     wait_until(browser, lambda _: sent(browser, "subscribe"))
@@ -164,6 +189,17 @@ def test_a_refusal_to_watch_is_told_for_the_pipeline_that_was_refused(browser: C
     click(browser, "branches")
     assert texts(browser, "#live-problem") == ["You may not read this pipeline."]
     assert sent(browser, "subscribe") == ["single"]  # or it would end this connection, too
+
+
+@pytest.mark.parametrize("reason", ["not_found", "policy_stale", "internal_error"])
+def test_what_may_pass_is_asked_for_again(browser: Chrome, reason: str) -> None:
+    listening(browser)
+    signed_in(browser, PROCESSOR)
+    choose(browser, "single")
+    arrives(browser, {"type": "error", "reason": reason, "detail": "Not now."})
+    assert texts(browser, "#live-problem") == ["Not now."]
+    browser.execute_script("sent.length = 0; socket.dispatchEvent(new CloseEvent('close', { code: 4403 }))")
+    wait_until(browser, lambda _: sent(browser, "subscribe") == ["single"])
 
 
 def sent(browser: Chrome, kind: str) -> list[str]:

@@ -13,10 +13,12 @@ from taskiq_flow_security import (
     ConfigurationError,
     FlowSecurityError,
     RateLimitExceededError,
+    UnsignableMessageError,
 )
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.http.asgi import Message
 from taskiq_flow_security.http.problems import problem_of
+from tests.edge import logs
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,7 @@ from taskiq_flow_security.http.problems import problem_of
         (AccessDeniedError(Reason.TOO_MANY_CONNECTIONS), 503, None),
         (RateLimitExceededError(3.0), 429, None),
         (BackendUnavailableError("away"), 503, None),
+        (UnsignableMessageError("No JSON."), 422, None),
         (ConfigurationError("jwt_secret: secret"), 500, None),
         (FlowSecurityError(), 500, None),
     ],
@@ -91,5 +94,15 @@ def test_a_limit_that_nobody_can_read_is_left_out(limit: str | None) -> None:
     assert problem_of(RateLimitExceededError(0.0, "Too often.", limit)).headers == {"retry-after": "1"}
 
 
-def test_what_is_wrong_with_the_configuration_is_not_told() -> None:
-    assert "jwt_secret" not in problem_of(ConfigurationError("jwt_secret: secret")).detail
+def test_what_is_wrong_with_the_configuration_is_not_told_but_logged() -> None:
+    with logs() as lines:
+        assert "jwt_secret" not in problem_of(ConfigurationError("jwt_secret: missing")).detail
+    (line,) = lines
+    assert "jwt_secret: missing" in line
+
+
+def test_what_says_itself_is_not_logged() -> None:
+    with logs() as lines:
+        problem_of(AccessDeniedError(Reason.WHITELIST))
+        problem_of(UnsignableMessageError("No JSON."))
+    assert lines == []
