@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.runs.events import RunEvent
 from taskiq_flow_security.runs.signatures import RunSignatures
-from taskiq_flow_security.stores.losses import Losses
 from taskiq_flow_security.stores.redis import UNAVAILABLE, Names
 
 _logger = logging.getLogger(__name__)

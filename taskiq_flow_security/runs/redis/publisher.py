@@ -13,10 +13,10 @@ from pydantic_core import to_json
 from redis.asyncio import Redis
 
 from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.runs.events import RunEvent
 from taskiq_flow_security.runs.signatures import RunSignatures
 from taskiq_flow_security.stores import background
-from taskiq_flow_security.stores.losses import Losses
 from taskiq_flow_security.stores.redis import UNAVAILABLE, Names
 
 _logger = logging.getLogger(__name__)

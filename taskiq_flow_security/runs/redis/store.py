@@ -8,11 +8,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from taskiq_flow_security.errors import AuthenticationError, BackendUnavailableError
+from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.runs.records import Run
 from taskiq_flow_security.runs.signatures import RunSignatures
 from taskiq_flow_security.stores import background
 from taskiq_flow_security.stores.background import PerProcess
-from taskiq_flow_security.stores.losses import Losses
 from taskiq_flow_security.stores.redis import UNAVAILABLE, Names, new_client
 from taskiq_flow_security.tokens.jws import MAX_BYTES
 
