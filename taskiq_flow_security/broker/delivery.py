@@ -8,9 +8,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from taskiq import ScheduledTask
 from taskiq.abc.broker import AsyncBroker
 from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.exceptions import NoResultError
+from taskiq.message import TaskiqMessage
 from taskiq.serialization import _UnpickleableExceptionWrapper
 
 from taskiq_flow_security.core.policy import AccessRequest, Decision
@@ -85,6 +87,10 @@ class Delivery:
     handler: asyncio.Task[Any] | None = None
     """The receiver's own asyncio task, in which all hooks run; what a function has left running is another."""
 
+    def is_of(self, message: TaskiqMessage | ScheduledTask) -> bool:
+        """Whether this message is the one that was delivered, or is to run its task again: a retry or a requeue."""
+        return (self.task_id, self.task_name) == (message.task_id, message.task_name)
+
     def handled_here(self) -> bool:
         """Whether the receiver itself runs this, and not what a function has left running."""
         return self.handler is not None and _current_task() is self.handler
@@ -116,12 +122,6 @@ def deny_kick(task_id: str, reason: str | None) -> None:
     delivery = current.get()
     if delivery is not None:
         delivery.denied_kicks[task_id] = reason
-
-
-def denied_kick(task_id: str) -> str | None:
-    """Why this kick is denied, if it is sent all the same."""
-    delivery = current.get()
-    return None if delivery is None else delivery.denied_kicks.get(task_id)
 
 
 def withholds(task_id: str) -> bool:
