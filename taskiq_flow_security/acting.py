@@ -42,7 +42,7 @@ _firing: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_firing", d
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
     # A process pool forks a worker in the context of the task that needs it first; the next task is somebody else's.
-    os.register_at_fork(after_in_child=lambda: _acting.set(None))
+    os.register_at_fork(after_in_child=lambda: (_acting.set(None), _firing.set(None)))
 
 
 def current() -> Acting | None:

@@ -374,19 +374,19 @@ def timestamp(moment: datetime | None) -> float | None:
 
 
 _HINTS = {
-    "extra_forbidden": "is not a setting; check the spelling",
+    "extra_forbidden": "is not known; check the spelling",
     "missing": "is required",
 }
 
 
-def explain(error: ValidationError) -> str:
-    """One line for each problem: the field and the mend, never the value, which may be a secret."""
+def explain(error: ValidationError, what: str = "configuration") -> str:
+    """One line for each problem of this: the field and the mend, never the value, which may be a secret."""
     lines = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        field = ".".join(_location(problem["loc"])) or "settings"
+        field = ".".join(_location(problem["loc"])) or what
         text = _HINTS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         lines.append(f"{field}: {text}")
-    return "The configuration is not usable.\n  " + "\n  ".join(lines)
+    return f"The {what} is not usable.\n  " + "\n  ".join(lines)
 
 
 def _location(location: tuple[int | str, ...]) -> Iterable[str]:

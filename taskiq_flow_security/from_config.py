@@ -132,9 +132,9 @@ def runs(config: TaskiqFlowConfig, keyring: Keyring, clock: Callable[[], float])
     if url is None:
         return MemoryRunStore(), MemoryRunEvents()
     from taskiq_flow_security.runs.redis import RedisRunEvents, RedisRunStore
-    from taskiq_flow_security.stores.redis import Names
+    from taskiq_flow_security.stores.redis import RedisKeys
 
-    names = Names(config.principal_audience)
+    names = RedisKeys(config.principal_audience)
     signatures = RunSignatures(keyring, config.principal_audience, config.clock_leeway)
     return RedisRunStore(url, names, signatures, clock), RedisRunEvents(url, names, signatures, clock)
 
@@ -145,9 +145,9 @@ def live_policy(config: TaskiqFlowConfig, keyring: Keyring, clock: Callable[[], 
     if url is None:
         return LivePolicy(config, keyring, MemoryPolicyStore(), clock)
     from taskiq_flow_security.live_policy.redis import RedisPolicyStore
-    from taskiq_flow_security.stores.redis import Names
+    from taskiq_flow_security.stores.redis import RedisKeys
 
-    return LivePolicy(config, keyring, RedisPolicyStore(url, Names(config.principal_audience)), clock)
+    return LivePolicy(config, keyring, RedisPolicyStore(url, RedisKeys(config.principal_audience)), clock)
 
 
 def replays(config: TaskiqFlowConfig, clock: Callable[[], float]) -> ReplayStores | None:
@@ -163,10 +163,10 @@ def replays(config: TaskiqFlowConfig, clock: Callable[[], float]) -> ReplayStore
     if url is None:
         return ReplayStores(MemoryReplays(clock, margin, at_most=_REMEMBERED))
     from taskiq_flow_security.replay.redis import RedisReplays
-    from taskiq_flow_security.stores.redis import Names
+    from taskiq_flow_security.stores.redis import RedisKeys
 
     own = MemoryReplays(clock, margin, at_most=_REMEMBERED_BESIDE_REDIS)
-    return ReplayStores(own, RedisReplays(url, Names(config.principal_audience), clock, margin))
+    return ReplayStores(own, RedisReplays(url, RedisKeys(config.principal_audience), clock, margin))
 
 
 def _shared_store(config: TaskiqFlowConfig) -> str | None:

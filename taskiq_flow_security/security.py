@@ -34,8 +34,14 @@ _logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-_UNSAFE = ("unsafe_jwt_without_exp", "unsafe_pickle_messages", "unsafe_allow_replays", "unsafe_allow_unchecked")
-"""Settings that are logged here; those of the HTTP edge are logged there."""
+_UNSAFE = (
+    "unsafe_jwt_without_exp",
+    "unsafe_pickle_messages",
+    "unsafe_allow_replays",
+    "unsafe_allow_unchecked",
+    "unsafe_allow_uncounted",
+)
+"""Settings that let something in, and are logged wherever they are set."""
 
 
 class FlowSecurity:

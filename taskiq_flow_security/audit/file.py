@@ -12,6 +12,7 @@ from io import FileIO
 from taskiq_flow_security.audit.fields import line_of
 from taskiq_flow_security.core.events import AuditEvent, Outcome
 from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.losses import Losses
 
 _logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ class AuditFile:
 
     A denial is written at once, with all that came before it. What was allowed waits for others, `flush_interval`
     seconds at most: those are the lines that a process loses when it is killed. 0 writes each line at once. The file
-    may be moved away at any time, as log rotation does. Where it cannot be written to, lines wait until it can.
+    may be moved away at any time, as log rotation does. Where it cannot be written to, lines wait until it can; the
+    oldest of too many are dropped, and the log says so.
 
     Raises `ConfigurationError` if the file cannot be opened.
     """
@@ -66,6 +68,8 @@ class AuditFile:
         """Those that are no lines yet: made one after the other, lines take half the time."""
         self._rest = b""
         """What is still to be written of a batch."""
+        self._failures = Losses(_logger, f"times, {self._path} could not be written to, and audit events wait")
+        self._dropped = Losses(_logger, f"audit events were dropped that should stand in {self._path}")
         self._waiting = threading.Event()
         self._writer: threading.Thread | None = None
 
@@ -95,9 +99,12 @@ class AuditFile:
                     self._rest = b"".join(map(line_of, self._events))
                     self._events.clear()
                 self._rest = self._rest[self._file.write(self._rest) :]
-        except OSError:
-            _logger.exception("The audit file cannot be written to; %d more events are waiting.", len(self._events))
-            del self._events[:-_KEPT]
+        except OSError as error:
+            self._failures.add(error.strerror or type(error).__name__)
+            too_many = len(self._events) - _KEPT
+            if too_many > 0:
+                self._dropped.add("too many were waiting for the file", too_many)
+                del self._events[:too_many]
 
     def _open(self) -> FileIO:
         return FileIO(self._path, "a", opener=_for_owner_only)

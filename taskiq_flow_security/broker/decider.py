@@ -60,8 +60,7 @@ class Decider:
         worker ends meanwhile.
         """
         delivery = deliveries.current.get()
-        arrived = None if delivery is None or delivery.decided else (delivery.task_id, delivery.task_name)
-        if delivery is None or arrived != (message.task_id, message.task_name):
+        if delivery is None or delivery.decided or not delivery.is_of(message):
             delivery = self._verifier.reject_unverified(message)
         if delivery.token is not None and delivery.signature is not None and delivery.error is None:
             try:

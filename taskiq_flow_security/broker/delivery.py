@@ -8,9 +8,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from taskiq import ScheduledTask
 from taskiq.abc.broker import AsyncBroker
 from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.exceptions import NoResultError
+from taskiq.message import TaskiqMessage
 from taskiq.serialization import _UnpickleableExceptionWrapper
 
 from taskiq_flow_security.core.policy import AccessRequest, Decision
@@ -82,6 +84,10 @@ class Delivery:
     """Whether a result is there already, which a refusal must not replace."""
     handler: asyncio.Task[Any] | None = None
     """The receiver's own asyncio task, in which all hooks run; what a function has left running is another."""
+
+    def is_of(self, message: TaskiqMessage | ScheduledTask) -> bool:
+        """Whether this message is the one that was delivered, or is to run its task again: a retry or a requeue."""
+        return (self.task_id, self.task_name) == (message.task_id, message.task_name)
 
     def handled_here(self) -> bool:
         """Whether the receiver itself runs this, and not what a function has left running."""

@@ -77,10 +77,7 @@ class Kick:
         delivery = deliveries.current.get()
         if delivery is None:
             return cls(message, None, False, False, given)
-        retries = delivery.admitted is not None and (delivery.task_id, delivery.task_name) == (
-            message.task_id,
-            message.task_name,
-        )
+        retries = delivery.admitted is not None and delivery.is_of(message)
         by_hook = retries or delivery.executed or delivery.refusal is not None
         return cls(message, delivery, retries, by_hook, given, counted=retries)
 

@@ -32,7 +32,7 @@ from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.results import check_results
 from taskiq_flow_security.security import FlowSecurity
 
-Send = Callable[[BrokerMessage], Coroutine[Any, Any, None]]
+SendMessage = Callable[[BrokerMessage], Coroutine[Any, Any, None]]
 
 
 class SecurityMiddleware(TaskiqMiddleware):
@@ -49,9 +49,14 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._broadcast = broadcast
         self._formatter: SigningFormatter | None = None
 
+    @staticmethod
+    def of(broker: AsyncBroker) -> SecurityMiddleware | None:
+        """The one that a broker has, if it has one."""
+        return next((found for found in broker.middlewares if isinstance(found, SecurityMiddleware)), None)
+
     def set_broker(self, broker: AsyncBroker) -> None:
         """Take hold of the broker. Raises `ConfigurationError` if it is secured already, or this is another's."""
-        if any(isinstance(other, SecurityMiddleware) for other in broker.middlewares):
+        if self.of(broker) is not None:
             raise ConfigurationError("The broker has a SecurityMiddleware already; add one only.")
         if self.broker not in (None, broker):
             raise ConfigurationError("Each broker needs a SecurityMiddleware of its own; make another.")
@@ -161,7 +166,7 @@ class SecurityMiddleware(TaskiqMiddleware):
             )
 
 
-def _isolated(send: Send) -> Send:
+def _isolated(send: SendMessage) -> SendMessage:
     """A broker's kick after which the caller's context is as it was, also where the broker runs the task in place."""
 
     @functools.wraps(send)

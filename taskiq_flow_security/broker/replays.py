@@ -19,9 +19,9 @@ from taskiq_flow_security.errors import (
     ConfigurationError,
 )
 from taskiq_flow_security.ids import new_id
+from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.replay import Progress, SharedReplays
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.stores.losses import Losses
 from taskiq_flow_security.tokens.message_signature import MessageSignature
 
 _waits = Losses(logging.getLogger(__name__), "messages wait")

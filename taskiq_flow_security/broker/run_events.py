@@ -15,9 +15,9 @@ from taskiq_flow_security.broker.access_requests import registered_pipeline
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.runs.events import RunEvent, RunEventKind
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.stores.losses import Losses
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
 _losses = Losses(logging.getLogger(__name__), "run events could not be told")

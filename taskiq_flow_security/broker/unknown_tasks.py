@@ -26,7 +26,11 @@ class UnknownTasks:
         """Record that an authentic message cannot run here, and answer it."""
         if self._security.monitoring or _running_loop() is None:
             return  # or no receiver asks: somebody only reads it
-        error = AccessDeniedError(Reason.UNKNOWN_TASK, "The worker that was given this message does not have its task.")
+        error = AccessDeniedError(
+            Reason.UNKNOWN_TASK,
+            "The worker that was given this message does not have its task; import its module there: "
+            "`taskiq worker module:broker package.tasks`.",
+        )
         delivery.error = error
         record_arrival_denied(self._security, message, delivery, error)
         run_events.decided(self._security, message, delivery)

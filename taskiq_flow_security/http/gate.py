@@ -78,8 +78,6 @@ class Gate:
             self._failed_logins = FailedLogins(config, security.rate_limits)
         if not config.websocket_require_auth:
             _logger.warning("websocket_require_auth is False: anybody may connect and subscribe to every pipeline.")
-        if config.unsafe_allow_uncounted:
-            _logger.warning("unsafe_allow_uncounted is set: while the storage of the rate limits is away, none holds.")
 
     def visit(self, scope: Scope) -> Visit:
         """Read from a connection's scope what decisions are made on. Never raises; `require_https` will."""

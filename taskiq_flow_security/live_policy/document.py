@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import to_json
@@ -37,11 +37,34 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Revocation(_Model):
+class _Given(_Model):
+    """What a program gives: what is wrong with it is a `ConfigurationError`, which does not quote it."""
+
+    _what: ClassVar[str]
+
+    if not TYPE_CHECKING:  # or type checkers would take this for the fields that there are
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                problem = explain(error, self._what)
+            else:
+                return
+            raise ConfigurationError(problem)  # out here, so that it does not carry along what does
+
+        # As pydantic marks its own: what is read, over HTTP say, is validated as any model is.
+        __init__.__pydantic_base_init__ = True
+
+
+class Revocation(_Given):
     """One thing that is revoked: exactly one kind by name, or all that was issued before a moment.
 
-    ``Revocation(subject="mallory")``; ``Revocation(issued_before=time.time())``.
+    ``Revocation(subject="mallory")``; ``Revocation(issued_before=time.time())``. Raises `ConfigurationError` for
+    anything else.
     """
+
+    _what = "revocation"
 
     api_key: Name | None = None
     subject: Name | None = None
@@ -156,7 +179,7 @@ class PolicyDocument(_Model):
         try:
             return PolicyDocument.model_validate(plain)
         except ValidationError as error:
-            problem = explain(error)
+            problem = explain(error, "change")
         raise ConfigurationError(problem)
 
     def with_revoked(self, revoked: Revoked) -> PolicyDocument:
@@ -164,11 +187,14 @@ class PolicyDocument(_Model):
         return self.model_copy(update={"revoked": revoked})
 
 
-class PolicyChange(_Model):
+class PolicyChange(_Given):
     """What to change, by setting and name; ``None`` puts a name, or a limit, back to what each process's settings say.
 
     ``PolicyChange(pipeline_acls={"data-pipeline": {"execute": ["processor"]}}, roles={"ada": ["admin"]})``
+    Raises `ConfigurationError` for what could not be a setting.
     """
+
+    _what = "change"
 
     pipeline_acls: dict[str, AclConfig | None] = {}
     task_acls: dict[str, AclConfig | None] = {}

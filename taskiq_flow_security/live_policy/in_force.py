@@ -15,7 +15,6 @@ from taskiq_flow_security.live_policy.document import PolicyDocument
 class InForce:
     """One version, made once and replaced as a whole: no decision sees a part of two."""
 
-    version: int
     policy: Policy
     roles: Mapping[str, frozenset[str]]
     """By subject, where it has other roles than its credential says."""
@@ -32,7 +31,6 @@ class InForce:
     def of(cls, config: TaskiqFlowConfig, document: PolicyDocument) -> InForce:
         """What a document makes of this process's settings."""
         return cls(
-            document.version,
             Policy.from_roles(
                 {**config.pipeline_acls, **document.pipeline_acls}, {**config.task_acls, **document.task_acls}
             ),

@@ -9,7 +9,7 @@ from taskiq_flow_security.errors import BackendUnavailableError
 from taskiq_flow_security.live_policy.signature import MAX_BYTES
 from taskiq_flow_security.live_policy.stores import Found
 from taskiq_flow_security.stores.background import PerProcess
-from taskiq_flow_security.stores.redis import TIMEOUT, UNAVAILABLE, Names, new_client
+from taskiq_flow_security.stores.redis import TIMEOUT, UNAVAILABLE, RedisKeys, new_client
 
 # Whoever can write to Redis can put anything there, gigabytes or a list, which must be told apart and replaceable.
 _MARK = f"""
@@ -37,7 +37,7 @@ class RedisPolicyStore:
 
     shared = True
 
-    def __init__(self, url: str, names: Names) -> None:
+    def __init__(self, url: str, names: RedisKeys) -> None:
         new_client(url)  # says now what is wrong with the URL
         # Nothing is tried again unseen: whoever has lost the answer to a change has to know that.
         self._clients = PerProcess(lambda: new_client(url))

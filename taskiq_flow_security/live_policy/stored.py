@@ -20,7 +20,7 @@ from taskiq_flow_security.errors import (
 from taskiq_flow_security.live_policy.document import PolicyDocument
 from taskiq_flow_security.live_policy.signature import PolicySigner
 from taskiq_flow_security.live_policy.stores import NOTHING, Found, PolicyStore, mark_of
-from taskiq_flow_security.stores.losses import Losses
+from taskiq_flow_security.losses import Losses
 
 _logger = logging.getLogger(__name__)
 

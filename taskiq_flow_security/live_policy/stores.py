@@ -29,7 +29,7 @@ class PolicyStore(Protocol):
     """Whether other processes can write to it, too."""
 
     async def mark(self) -> bytes:
-        """The mark of what is there, which is another one for all that is not the same to the last byte."""
+        """The mark of what is there: `mark_of` its bytes, `NOTHING`, or another word for what could be no policy."""
 
     async def read(self) -> Found:
         """What is there."""

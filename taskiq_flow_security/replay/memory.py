@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from itertools import islice
 
+from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.replay.records import Progress
-from taskiq_flow_security.stores.losses import Losses
 from taskiq_flow_security.tokens.message_signature import MessageSignature
 
 _losses = Losses(logging.getLogger(__name__), "messages are forgotten by this process before they expire")

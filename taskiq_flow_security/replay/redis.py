@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from taskiq_flow_security.errors import BackendUnavailableError
 from taskiq_flow_security.replay.records import Progress
-from taskiq_flow_security.stores.redis import UNAVAILABLE, Names, new_client
+from taskiq_flow_security.stores.redis import UNAVAILABLE, RedisKeys, new_client
 from taskiq_flow_security.tokens.message_signature import MessageSignature
 
 _logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ return found
 class RedisReplays:
     """Remembers each message under a key of its own, which Redis drops `margin` seconds after it has expired."""
 
-    def __init__(self, url: str, names: Names, clock: Callable[[], float], margin: float) -> None:
+    def __init__(self, url: str, names: RedisKeys, clock: Callable[[], float], margin: float) -> None:
         new_client(url)  # says now what is wrong with the URL
         self._url = url
         self._names = names

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
 
+from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.runs.events import RunEvent
 from taskiq_flow_security.runs.records import Run
-from taskiq_flow_security.stores.losses import Losses
 
 _logger = logging.getLogger(__name__)
 

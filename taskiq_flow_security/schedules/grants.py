@@ -130,9 +130,7 @@ def without_credentials(schedule: ScheduledTask) -> ScheduledTask:
 def _retried(schedule: ScheduledTask) -> MessageSignature | None:
     """What was signed of the message that a schedule is to run again, if it is made for that: a retry."""
     delivery = deliveries.current.get()
-    if delivery is None or (delivery.task_id, delivery.task_name) != (schedule.task_id, schedule.task_name):
-        return None
-    return delivery.signature
+    return delivery.signature if delivery is not None and delivery.is_of(schedule) else None
 
 
 def _timestamp(time: datetime) -> float:

@@ -57,7 +57,9 @@ class ProtectedSchedules(ScheduleSource):
         self._source = source
         self._broker = broker
         self._service = service
-        middleware = _middleware_of(broker)
+        middleware = SecurityMiddleware.of(broker)
+        if middleware is None:
+            raise ConfigurationError("The broker has no SecurityMiddleware; add it before its schedules are protected.")
         self._security: FlowSecurity = middleware.security
         self._sender: Sender = middleware.sender
         self._grants = Grants(self._security)
@@ -174,13 +176,6 @@ class ProtectedSchedules(ScheduleSource):
 def _for_good(denial: FlowSecurityError) -> bool:
     """Whether what is denied now will be denied later, too."""
     return isinstance(denial, (AccessDeniedError, AuthenticationError)) and denial.reason not in _PASSING
-
-
-def _middleware_of(broker: AsyncBroker) -> SecurityMiddleware:
-    for middleware in broker.middlewares:
-        if isinstance(middleware, SecurityMiddleware):
-            return middleware
-    raise ConfigurationError("The broker has no SecurityMiddleware; add it before its schedules are protected.")
 
 
 def _check_source(source: ScheduleSource, service: str | None, security: FlowSecurity) -> None:

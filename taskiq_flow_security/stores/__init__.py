@@ -1,1 +1,1 @@
-"""What all that is kept in a store stands on: how it is reached, and a thread that goes on whoever waits."""
+"""How a store is reached, and the thread in which all that waits for one runs."""

@@ -41,7 +41,7 @@ def new_client(url: str, *, retries: int = 0) -> Redis:
     raise ConfigurationError(problem)  # out here, so that it does not carry the URL with its password along
 
 
-class Names(NamedTuple):
+class RedisKeys(NamedTuple):
     """What is whose in Redis. Only for finding it: whose it is says its signature."""
 
     environment: str

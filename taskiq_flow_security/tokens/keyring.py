@@ -156,7 +156,11 @@ class Keyring:
         """The key of this id for this use. Raises `AuthenticationError` if there is none, or it is over or revoked."""
         key = self._by_kid.get((use, kid))
         if key is None or not key.usable(now, leeway):
-            raise AuthenticationError(Reason.UNKNOWN_KEY, "No usable key of this process has that id.")
+            raise AuthenticationError(
+                Reason.UNKNOWN_KEY,
+                "No usable key of this process has that id; give every process the same jwt_secret, or list the "
+                "signer's public key in signing_keys.",
+            )
         if kid in self._revoked:
             raise AuthenticationError(Reason.REVOKED, "The key that signed this has been revoked.")
         return key

@@ -15,7 +15,13 @@ from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.message import BrokerMessage, TaskiqMessage
 
-from taskiq_flow_security import AuthenticationError, ConfigurationError, FlowSecurity, SecurityMiddleware
+from taskiq_flow_security import (
+    AuthenticationError,
+    ConfigurationError,
+    FlowSecurity,
+    SecurityMiddleware,
+    TaskiqFlowConfig,
+)
 from tests.integration.inmemory.harness import SECRET, AuditTrail, Process, Queue, config
 
 KEY = "an-api-key-of-good-length"
@@ -32,6 +38,14 @@ KEY = "an-api-key-of-good-length"
 def test_an_acl_that_never_applies_is_a_configuration_error(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         config(**settings)
+
+
+@pytest.mark.parametrize("setting", [name for name in TaskiqFlowConfig.model_fields if name.startswith("unsafe_")])
+def test_a_setting_that_lets_something_in_is_logged_wherever_it_is_set(
+    setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    FlowSecurity(config(**{setting: True}))
+    assert [message for message in caplog.messages if setting in message]
 
 
 @pytest.mark.parametrize("window", [{"not_after": 2020}, {"not_before": 2999}], ids=["over", "to come"])

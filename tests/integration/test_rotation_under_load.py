@@ -18,7 +18,7 @@ import pytest
 from redis.asyncio import Redis
 
 from taskiq_flow_security import PolicyChange, Principal
-from taskiq_flow_security.stores.redis import Names
+from taskiq_flow_security.stores.redis import RedisKeys
 from tests.integration import ledger
 from tests.integration.client import Client
 from tests.integration.conftest import NewTransport, StartWorker
@@ -189,5 +189,5 @@ async def _some_load(kicked: list[str]) -> None:
 
 async def _forget(environment: str) -> None:
     async with Redis.from_url(REDIS_URL, socket_timeout=None) as redis:
-        async for key in redis.scan_iter(f"{Names(environment).policy().removesuffix('policy')}*", count=1000):
+        async for key in redis.scan_iter(f"{RedisKeys(environment).policy().removesuffix('policy')}*", count=1000):
             await redis.delete(key)

@@ -87,7 +87,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"rate_limit_default": "often"},
         'rate_limit_default: is not a rate limit; write it like "100',
     ),
-    "a misspelt setting": ({"jwt_secrets": SECRET}, "jwt_secrets: is not a setting"),
+    "a misspelt setting": ({"jwt_secrets": SECRET}, "jwt_secrets: is not known"),
     "an API key without a role": ({"api_keys": {SECRET: {}}}, "api_keys.<key>.role: is required"),
     "an API key with an unknown permission": (
         {"api_keys": {SECRET: {"role": "x", "permissions": ["fly"]}}},

@@ -98,13 +98,13 @@ class VisualizationAPI:
 
 
 def _secure(broker: AsyncBroker, config: TaskiqFlowConfig | None) -> FlowSecurity:
-    for middleware in broker.middlewares:
-        if isinstance(middleware, SecurityMiddleware):
-            if config is not None and config != middleware.security.config:
-                raise ConfigurationError(
-                    "The broker has a SecurityMiddleware with another configuration; give the API none, or the same."
-                )
-            return middleware.security
+    middleware = SecurityMiddleware.of(broker)
+    if middleware is not None:
+        if config is not None and config != middleware.security.config:
+            raise ConfigurationError(
+                "The broker has a SecurityMiddleware with another configuration; give the API none, or the same."
+            )
+        return middleware.security
     security = FlowSecurity(config or TaskiqFlowConfig())
     broker.add_middlewares(SecurityMiddleware(security))
     return security

@@ -16,7 +16,7 @@ from taskiq_flow_security.runs.redis.publisher import Publisher
 from taskiq_flow_security.runs.signatures import RunSignatures
 from taskiq_flow_security.stores import background
 from taskiq_flow_security.stores.background import PerProcess
-from taskiq_flow_security.stores.redis import Names, new_client
+from taskiq_flow_security.stores.redis import RedisKeys, new_client
 
 _FLUSH_SECONDS = 2.0
 
@@ -37,7 +37,7 @@ class RedisRunEvents:
     def __init__(
         self,
         url: str,
-        names: Names,
+        names: RedisKeys,
         signatures: RunSignatures,
         clock: Callable[[], float],
         *,

@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.runs.events import RunEvent
 from taskiq_flow_security.runs.signatures import RunSignatures
-from taskiq_flow_security.stores.losses import Losses
-from taskiq_flow_security.stores.redis import UNAVAILABLE, Names
+from taskiq_flow_security.stores.redis import UNAVAILABLE, RedisKeys
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Listener:
     def __init__(
         self,
         client: Redis,
-        names: Names,
+        names: RedisKeys,
         signatures: RunSignatures,
         clock: Callable[[], float],
         deliver: Callable[[RunEvent], None],

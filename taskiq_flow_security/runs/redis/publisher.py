@@ -13,11 +13,11 @@ from pydantic_core import to_json
 from redis.asyncio import Redis
 
 from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.runs.events import RunEvent
 from taskiq_flow_security.runs.signatures import RunSignatures
 from taskiq_flow_security.stores import background
-from taskiq_flow_security.stores.losses import Losses
-from taskiq_flow_security.stores.redis import UNAVAILABLE, Names
+from taskiq_flow_security.stores.redis import UNAVAILABLE, RedisKeys
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Publisher:
     def __init__(
         self,
         client: Redis,
-        names: Names,
+        names: RedisKeys,
         signatures: RunSignatures,
         clock: Callable[[], float],
         buffer: int,

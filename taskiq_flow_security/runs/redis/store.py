@@ -8,12 +8,12 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from taskiq_flow_security.errors import AuthenticationError, BackendUnavailableError
+from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.runs.records import Run
 from taskiq_flow_security.runs.signatures import RunSignatures
 from taskiq_flow_security.stores import background
 from taskiq_flow_security.stores.background import PerProcess
-from taskiq_flow_security.stores.losses import Losses
-from taskiq_flow_security.stores.redis import UNAVAILABLE, Names, new_client
+from taskiq_flow_security.stores.redis import UNAVAILABLE, RedisKeys, new_client
 from taskiq_flow_security.tokens.jws import MAX_BYTES
 
 _logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class RedisRunStore:
     """Keeps each run for `ttl` seconds, and a list of the latest ones of each pipeline."""
 
     def __init__(
-        self, url: str, names: Names, signatures: RunSignatures, clock: Callable[[], float], *, ttl: float = RUN_TTL
+        self, url: str, names: RedisKeys, signatures: RunSignatures, clock: Callable[[], float], *, ttl: float = RUN_TTL
     ) -> None:
         new_client(url)  # says now what is wrong with the URL
         self._clients = PerProcess(lambda: new_client(url, retries=1))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from taskiq_flow_security import FlowSecurity, Principal
-from taskiq_flow_security.stores.redis import Names
+from taskiq_flow_security.stores.redis import RedisKeys
 from tests.integration.runs.processes import Deployment
 
 ADMIN = Principal("root", permissions=["admin"])
@@ -28,4 +28,4 @@ async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 def key_of(deployment: Deployment) -> str:
-    return Names(deployment.environment).policy()
+    return RedisKeys(deployment.environment).policy()

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from taskiq_flow_security import BackendUnavailableError, ConfigurationError
 from taskiq_flow_security.replay import Progress
 from taskiq_flow_security.replay.redis import RedisReplays
-from taskiq_flow_security.stores.redis import Names
+from taskiq_flow_security.stores.redis import RedisKeys
 from taskiq_flow_security.tokens.message_signature import MessageSignature
 from tests.integration.replay.server import RedisServer
 from tests.integration.runs.proxy import Proxy
@@ -30,16 +30,16 @@ def message(jti: str = "j", *, kid: str = "k", seconds: float = 60) -> MessageSi
 
 
 @pytest_asyncio.fixture
-async def names(redis: Redis) -> AsyncIterator[Names]:
+async def names(redis: Redis) -> AsyncIterator[RedisKeys]:
     """An environment for this test alone."""
-    names = Names(f"replays-{uuid4().hex}")
+    names = RedisKeys(f"replays-{uuid4().hex}")
     yield names
     async for key in redis.scan_iter(f"*{names.environment}*", count=1000):
         await redis.delete(key)
 
 
 @pytest_asyncio.fixture
-async def store(names: Names) -> AsyncIterator[RedisReplays]:
+async def store(names: RedisKeys) -> AsyncIterator[RedisReplays]:
     """One process."""
     store = RedisReplays(REDIS_URL, names, time.time, MARGIN)
     yield store
@@ -47,7 +47,7 @@ async def store(names: Names) -> AsyncIterator[RedisReplays]:
 
 
 @pytest_asyncio.fixture
-async def other(names: Names) -> AsyncIterator[RedisReplays]:
+async def other(names: RedisKeys) -> AsyncIterator[RedisReplays]:
     """Another process."""
     store = RedisReplays(REDIS_URL, names, time.time, MARGIN)
     yield store
@@ -87,12 +87,12 @@ async def test_messages_are_told_apart_by_their_id_and_their_key(
 
 async def test_environments_are_told_apart(store: RedisReplays) -> None:
     await store.complete(message())
-    elsewhere = RedisReplays(REDIS_URL, Names("replays-elsewhere"), time.time, MARGIN)
+    elsewhere = RedisReplays(REDIS_URL, RedisKeys("replays-elsewhere"), time.time, MARGIN)
     assert await elsewhere.progress(message()) is None
     await elsewhere.close()
 
 
-async def test_a_message_is_forgotten_when_it_has_expired(store: RedisReplays, redis: Redis, names: Names) -> None:
+async def test_a_message_is_forgotten_when_it_has_expired(store: RedisReplays, redis: Redis, names: RedisKeys) -> None:
     await store.complete(message("completed"))
     await store.claim(message("claimed"), "a")
     for jti in ("completed", "claimed"):
@@ -101,7 +101,7 @@ async def test_a_message_is_forgotten_when_it_has_expired(store: RedisReplays, r
 
 
 async def test_what_comes_together_goes_together(server: RedisServer) -> None:
-    store = RedisReplays(server.url, Names("replays"), time.time, MARGIN)
+    store = RedisReplays(server.url, RedisKeys("replays"), time.time, MARGIN)
     await store.complete(message("first"))
     await asyncio.gather(*(store.complete(message(f"{number}")) for number in range(1000)))
     await store.close()
@@ -111,7 +111,7 @@ async def test_what_comes_together_goes_together(server: RedisServer) -> None:
 
 @pytest.mark.parametrize("put", ["huge", "list", "text"])
 async def test_what_somebody_else_puts_there_makes_a_message_be_refused_and_nothing_worse(
-    store: RedisReplays, redis: Redis, names: Names, put: str
+    store: RedisReplays, redis: Redis, names: RedisKeys, put: str
 ) -> None:
     key = names.messages("k") + "j"
     if put == "list":
@@ -125,7 +125,7 @@ async def test_what_somebody_else_puts_there_makes_a_message_be_refused_and_noth
 
 
 async def test_a_store_that_is_away_says_so_to_each_and_is_there_again_when_it_is_back(
-    names: Names, proxy: Proxy
+    names: RedisKeys, proxy: Proxy
 ) -> None:
     store = RedisReplays(proxy.url, names, time.time, MARGIN)
     await store.complete(message())
@@ -137,7 +137,7 @@ async def test_a_store_that_is_away_says_so_to_each_and_is_there_again_when_it_i
     await store.close()
 
 
-async def test_a_store_that_does_not_answer_is_away(names: Names, proxy: Proxy) -> None:
+async def test_a_store_that_does_not_answer_is_away(names: RedisKeys, proxy: Proxy) -> None:
     store = RedisReplays(proxy.url, names, time.time, MARGIN)
     await store.complete(message())
     proxy.freeze()
@@ -148,7 +148,9 @@ async def test_a_store_that_does_not_answer_is_away(names: Names, proxy: Proxy) 
     await store.close()
 
 
-async def test_a_claim_whose_answer_was_lost_is_still_its_own(names: Names, proxy: Proxy, other: RedisReplays) -> None:
+async def test_a_claim_whose_answer_was_lost_is_still_its_own(
+    names: RedisKeys, proxy: Proxy, other: RedisReplays
+) -> None:
     store = RedisReplays(proxy.url, names, time.time, MARGIN)
     await store.claim(message("first"), "a")
     proxy.drop_answers()
@@ -169,7 +171,7 @@ async def test_whoever_no_longer_waits_disturbs_nobody(store: RedisReplays) -> N
     assert await store.progress(message("5")) is Progress.COMPLETED
 
 
-def test_each_event_loop_has_its_own_connection(names: Names) -> None:
+def test_each_event_loop_has_its_own_connection(names: RedisKeys) -> None:
     store = RedisReplays(REDIS_URL, names, time.time, MARGIN)
 
     async def complete(jti: str) -> Progress | None:
@@ -182,6 +184,6 @@ def test_each_event_loop_has_its_own_connection(names: Names) -> None:
         assert asyncio.run(complete(jti)) is Progress.COMPLETED
 
 
-def test_a_url_that_cannot_be_used_is_said_at_once(names: Names) -> None:
+def test_a_url_that_cannot_be_used_is_said_at_once(names: RedisKeys) -> None:
     with pytest.raises(ConfigurationError, match="shared_store"):
         RedisReplays("redis://localhost:port", names, time.time, MARGIN)

@@ -132,10 +132,28 @@ def test_lines_wait_while_the_file_cannot_be_written_to(tmp_path: Path, caplog: 
     directory.mkdir()
     file = AuditFile(directory / "audit.jsonl")
     away = directory.rename(tmp_path / "away")
-    file.write(denied(task_id="1"))
-    assert "cannot be written to" in caplog.text
+    for _ in range(1000):
+        file.write(denied(task_id="1"))
+    [message] = caplog.messages
+    assert "could not be written to" in message
     away.rename(directory)
     file.write(denied(task_id="2"))
+    assert ids(directory / "audit.jsonl") == ["1"] * 1000 + ["2"]
+
+
+def test_of_lines_that_wait_too_long_the_oldest_are_dropped_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskiq_flow_security.audit.file._KEPT", 2)
+    directory = tmp_path / "mounted"
+    directory.mkdir()
+    file = AuditFile(directory / "audit.jsonl")
+    away = directory.rename(tmp_path / "away")
+    for number in range(3):
+        file.write(denied(task_id=str(number)))
+    assert "1 audit events were dropped" in caplog.text
+    away.rename(directory)
+    file.flush()
     assert ids(directory / "audit.jsonl") == ["1", "2"]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,9 +78,11 @@ def test_what_could_not_be_a_setting_is_refused_with_the_field(change: PolicyCha
         {"api_keys": {}},
     ],
 )
-def test_a_change_that_cannot_be_meant_is_refused(change: dict[str, object]) -> None:
+def test_a_change_that_cannot_be_meant_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PolicyChange.model_validate(change)
+    with pytest.raises(ConfigurationError, match="The change is not usable"):
+        PolicyChange(**change)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +98,18 @@ def test_a_change_that_cannot_be_meant_is_refused(change: dict[str, object]) -> 
         {"issued_before": 1.0, "until": 5.0},
     ],
 )
-def test_a_revocation_names_exactly_one_thing(wrong: dict[str, object]) -> None:
+def test_a_revocation_names_exactly_one_thing(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Revocation.model_validate(wrong)
+    with pytest.raises(ConfigurationError, match="The revocation is not usable"):
+        Revocation(**wrong)
+
+
+def test_what_was_given_by_mistake_is_not_quoted() -> None:
+    wrong: Any = {"api_key": ["an API key", "itself"]}
+    with pytest.raises(ConfigurationError) as refusal:
+        Revocation(**wrong)
+    assert "itself']" not in "".join(traceback.format_exception(refusal.value))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from taskiq_flow_security.stores.losses import INTERVAL, Losses
+from taskiq_flow_security.losses import INTERVAL, Losses
 from tests.integration.inmemory.harness import Clock
 
 
