@@ -20,6 +20,8 @@ from taskiq_flow_security.tokens.principal_token import PrincipalToken
 class Kick:
     """One kick, from when a middleware is first told of it to when it is signed."""
 
+    sender: object
+    """Who decides about it and signs it, for one broker: to another one, it is none."""
     message: TaskiqMessage
     delivery: Delivery | None
     """The message that is handled where this is kicked, if one is."""
@@ -47,15 +49,15 @@ class Kick:
     """The one in the middle of which a middleware makes it."""
 
     @classmethod
-    def begin(cls, message: TaskiqMessage, given: object) -> Kick:
+    def begin(cls, sender: object, message: TaskiqMessage, given: object) -> Kick:
         """The kick that begins in this context with this message.
 
         Where the message was dumped before, by a middleware that wants to know how long it is, say, the principal that
         it was given then was taken off.
         """
         before = _under_way.get()
-        kick = cls.of(message, given)
-        if before is not None and before.message is message:
+        kick = cls.of(sender, message, given)
+        if before is not None and before.sender is sender and before.message is message:
             kick.given, kick.outer = given or before.given, before.outer
         elif before is not None:
             kick.outer, before.outer = before, None  # one is enough: most of these were given up
@@ -63,23 +65,23 @@ class Kick:
         return kick
 
     @classmethod
-    def resume(cls, message: TaskiqMessage, given: object) -> Kick:
+    def resume(cls, sender: object, message: TaskiqMessage, given: object) -> Kick:
         """The kick that is under way in this context, if this is its message or a copy; else one that begins now."""
         kick = _under_way.get()
-        if kick is not None and kick.is_of(message) and given in (None, kick.given):
+        if kick is not None and kick.sender is sender and kick.is_of(message) and given in (None, kick.given):
             kick.message = message
             return kick
-        return cls.begin(message, given)
+        return cls.begin(sender, message, given)
 
     @classmethod
-    def of(cls, message: TaskiqMessage, given: object = None) -> Kick:
+    def of(cls, sender: object, message: TaskiqMessage, given: object) -> Kick:
         """A kick of this message in this context."""
         delivery = deliveries.current.get()
         if delivery is None:
-            return cls(message, None, False, False, given)
+            return cls(sender, message, None, False, False, given)
         retries = delivery.admitted is not None and delivery.is_of(message)
         by_hook = retries or delivery.executed or delivery.refusal is not None
-        return cls(message, delivery, retries, by_hook, given, counted=retries)
+        return cls(sender, message, delivery, retries, by_hook, given, counted=retries)
 
     def is_of(self, message: TaskiqMessage | BrokerMessage) -> bool:
         """Whether this is the kick of a message, or of the one that it was copied from."""

@@ -48,7 +48,7 @@ class Sender:
 
     async def authorize(self, message: TaskiqMessage) -> None:
         """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
-        kick = Kick.begin(message, message.labels.get(PRINCIPAL_LABEL))
+        kick = Kick.begin(self, message, message.labels.get(PRINCIPAL_LABEL))
         try:
             self.decide(kick)
             if self.counts(kick):
@@ -128,7 +128,7 @@ class Sender:
         given, _ = wire.take_credentials(message)
         if not self._security.enabled:
             return None
-        kick = Kick.resume(message, given)
+        kick = Kick.resume(self, message, given)
         if kick.withheld:
             return None
         try:

@@ -86,7 +86,7 @@ class ProtectedSchedules(ScheduleSource):
         if not self._security.enabled:
             await self._source.add_schedule(schedule)
             return
-        kick = Kick.of(_message(schedule), schedule.labels.get(PRINCIPAL_LABEL))
+        kick = Kick.of(self._sender, _message(schedule), schedule.labels.get(PRINCIPAL_LABEL))
         try:
             self._sender.decide(kick)
             if self._sender.counts(kick):
@@ -115,7 +115,7 @@ class ProtectedSchedules(ScheduleSource):
         if not self._security.enabled:
             return
         await self._security.live.catch_up()
-        kick = Kick.of(_message(task), task.labels.get(PRINCIPAL_LABEL))
+        kick = Kick.of(self._sender, _message(task), task.labels.get(PRINCIPAL_LABEL))
         kick.message.labels[SCHEDULE_LABEL] = task.schedule_id
         try:
             self._decide(task, kick)

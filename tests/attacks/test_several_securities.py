@@ -97,3 +97,15 @@ async def test_what_one_has_verified_the_other_verifies_itself(process: Process,
     message = await process.genuine()
     await process.runs(message)
     await twin.refuses(message, "wrong_audience")
+
+
+async def test_a_kick_that_was_begun_with_one_is_signed_by_the_other_for_nobody(
+    process: Process, other: Process
+) -> None:
+    message = process.clean.kicker().with_task_id("one-id")._prepare_message([1])
+    middleware = next(found for found in process.broker.middlewares if isinstance(found, SecurityMiddleware))
+    with process.security.acting_as(PROCESSOR):
+        await middleware.pre_send(message)
+        with pytest.raises(AuthenticationError) as refusal:
+            other.broker.formatter.dumps(message)
+    assert refusal.value.reason == "no_principal"
