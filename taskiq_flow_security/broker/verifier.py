@@ -25,6 +25,7 @@ from taskiq_flow_security.errors import (
 )
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.keyring import Use
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
@@ -163,7 +164,7 @@ def _check_schedule(message: TaskiqMessage, token: PrincipalToken, signature: Me
     A key that is for schedules only sends nothing else.
     """
     granted = token.schedule
-    if signature.only_fires:
+    if signature.use is Use.FIRE:
         if granted is None or signature.delegation.actors:
             raise AuthenticationError(Reason.WRONG_TASK, "The key that signed this is for schedules only.")
     elif granted is None or signature.delegation.actors:
