@@ -9,9 +9,10 @@ from taskiq import ScheduledTask
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker.kicks import Kick
+from taskiq_flow_security.broker.schedule_claims import schedule_claim
 from taskiq_flow_security.broker.sender import delegation
 from taskiq_flow_security.broker.task_events import record_allowed
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL, schedule_claim
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.events import EventName
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
