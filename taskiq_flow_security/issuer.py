@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from taskiq_flow_security.acting import Acting
-from taskiq_flow_security.audit import AuditLogger
+from taskiq_flow_security.audit import KeyRotations
 from taskiq_flow_security.authorization import Authorization
 from taskiq_flow_security.config import TaskiqFlowConfig
-from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
@@ -24,15 +21,12 @@ class Issuer:
         config: TaskiqFlowConfig,
         principals: PrincipalTokens,
         authorization: Authorization,
-        audit: AuditLogger,
-        clock: Callable[[], float],
+        rotations: KeyRotations,
     ) -> None:
         self._principal_ttl = config.principal_ttl
         self._principals = principals
         self._authorization = authorization
-        self._audit = audit
-        self._clock = clock
-        self._signed_with: dict[Use, str] = {}
+        self._rotations = rotations
 
     def verify(self, text: object, now: float) -> PrincipalToken:
         """The principal of a token that is accepted now. Raises `AuthenticationError` for any other."""
@@ -48,7 +42,7 @@ class Issuer:
         """
         self._require_login(principal, now)
         token = self._principals.issue(principal, txn, now, self._end_of(principal, now))
-        self.signed_with(Use.ISSUE, token.kid)
+        self._rotations.signed_with(Use.ISSUE, token.kid)
         return token
 
     def token_for(self, actor: Acting, now: float, until: float) -> PrincipalToken:
@@ -63,24 +57,6 @@ class Issuer:
         if token is None or token.expires_at < until or self._is_over(token, actor.principal, now):
             token = actor.token = self.issue(actor.principal, actor.txn, now)
         return token
-
-    def signed_with(self, use: Use, kid: str) -> None:
-        """Note which key has signed, and record it where that is another one than before."""
-        before = self._signed_with.get(use)
-        if before == kid:
-            return
-        self._signed_with[use] = kid
-        if before is not None:
-            self._audit.record(
-                AuditEvent(
-                    event=EventName.KEY_ROTATED,
-                    time=self._clock(),
-                    outcome=Outcome.ALLOW,
-                    rule=use,
-                    key_id=kid,
-                    change=f"{before} -> {kid}",
-                )
-            )
 
     def _is_over(self, token: PrincipalToken, principal: Principal, now: float) -> bool:
         """Whether a token was revoked, or its key is not the one to issue with any more."""

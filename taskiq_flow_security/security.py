@@ -13,7 +13,7 @@ from taskiq.abc.result_backend import AsyncResultBackend
 
 from taskiq_flow_security import acting, from_config
 from taskiq_flow_security.acting import Acting
-from taskiq_flow_security.audit import AuditLogger
+from taskiq_flow_security.audit import AuditLogger, KeyRotations
 from taskiq_flow_security.authentication import Authentication
 from taskiq_flow_security.authorization import Authorization
 from taskiq_flow_security.config import TaskiqFlowConfig
@@ -88,7 +88,8 @@ class FlowSecurity:
         self.authentication = Authentication(
             self.api_keys, from_config.bearer_tokens(config), self.live, self.authorization, self.audit, clock
         )
-        self.issuer = Issuer(config, self.principals, self.authorization, self.audit, clock)
+        self.key_rotations = KeyRotations(self.audit, clock)
+        self.issuer = Issuer(config, self.principals, self.authorization, self.key_rotations)
         self.administration = Administration(
             self.live, self.authorization.decide, self.authorization.login_ended, self.audit, clock
         )

@@ -30,7 +30,6 @@ from taskiq_flow_security.errors import (
     UnsignableMessageError,
 )
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.keyring import Use
 from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL, Delegation, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
@@ -169,7 +168,7 @@ class Sender:
             fires=actor.schedule is not None,
             counted=kick.counted,
         )
-        security.issuer.signed_with(Use.SEND, signature.kid)
+        security.key_rotations.signed_with(signature.use, signature.kid)
         labels = data["labels"]
         labels[SIGNATURE_LABEL] = text
         if kick.denied is None:

@@ -14,6 +14,7 @@ from taskiq_flow_security.broker import refusal, signed_json, wire
 from taskiq_flow_security.broker.arrivals import Arrival
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.fidelity import Fidelity
+from taskiq_flow_security.broker.schedule_claims import schedule_claim
 from taskiq_flow_security.broker.task_events import record_arrival_denied
 from taskiq_flow_security.broker.unknown_tasks import UnknownTasks
 from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
@@ -25,6 +26,7 @@ from taskiq_flow_security.errors import (
 )
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.keyring import Use
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
@@ -165,13 +167,13 @@ def _check_schedule(message: TaskiqMessage, token: PrincipalToken, signature: Me
     A key that is for schedules only sends nothing else.
     """
     granted = token.schedule
-    if signature.only_fires:
+    if signature.use is Use.FIRE:
         if granted is None or signature.delegation.actors:
             raise AuthenticationError(Reason.WRONG_TASK, "The key that signed this is for schedules only.")
     elif granted is None or signature.delegation.actors:
         return
     schedule_id = str(wire.read_label(message, SCHEDULE_LABEL))
-    if granted != wire.schedule_claim(schedule_id, message, signature.delegation.pipeline):
+    if granted != schedule_claim(schedule_id, message, signature.delegation.pipeline):
         raise AuthenticationError(Reason.WRONG_TASK, "The principal was granted for a schedule that this is not of.")
 
 

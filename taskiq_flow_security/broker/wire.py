@@ -7,19 +7,15 @@ receiver computes it from what it has read, whatever serializer or formatter car
 
 from __future__ import annotations
 
-import json
 import re
-from hashlib import sha256
 from typing import Any, TypedDict, cast
 
 from pydantic_core import from_json, to_json
-from taskiq import ScheduledTask
 from taskiq.labels import LabelType, parse_label, prepare_label
 from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
-from taskiq_flow_security.tokens.claims import ScheduleClaim
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
@@ -60,7 +56,7 @@ def to_wire(message: TaskiqMessage) -> WireMessage:
     try:
         return cast("WireMessage", message.model_dump(mode="json"))
     except ValueError as error:
-        raise _unsignable(error) from None
+        raise unsignable(error) from None
 
 
 def signed_payload(data: WireMessage) -> bytes:
@@ -74,7 +70,7 @@ def signed_payload(data: WireMessage) -> bytes:
         if len(payload) > _MAX_DIGITS and _ENDLESS.search(payload):
             from_json(payload)
     except ValueError as error:
-        raise _unsignable(error) from None
+        raise unsignable(error) from None
     return payload
 
 
@@ -150,23 +146,6 @@ def restore(message: TaskiqMessage, payload: bytes) -> None:
     message.kwargs = data["kwargs"]
 
 
-def schedule_claim(
-    schedule_id: str, message: TaskiqMessage | ScheduledTask, done_for: str | None = None
-) -> ScheduleClaim:
-    """What a principal is issued for that runs this and nothing else, however a store has written it down.
-
-    `done_for` is the pipeline of all that follows, where the task itself belongs to another one.
-    Raises `UnsignableMessageError` for a value that JSON cannot hold.
-    """
-    try:
-        plain = message.model_dump(mode="json", include={"task_name", "args", "kwargs"})
-        plain["pipelines"] = [message.labels.get(PIPELINE_LABEL), done_for]
-        digest = sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-    except (ValueError, TypeError, RecursionError) as error:
-        raise _unsignable(error) from None
-    return ScheduleClaim(id=schedule_id, sha256=digest)
-
-
 def check_labels(message: TaskiqMessage) -> None:
     """Raise `AuthenticationError` where TaskIQ would drop the message: a label is not of the type it claims."""
     if _unreadable_labels(message):
@@ -219,7 +198,8 @@ def _prepare_labels(message: TaskiqMessage) -> None:
             message.labels[name], types[name] = prepare_label(value)
 
 
-def _unsignable(error: Exception) -> UnsignableMessageError:
+def unsignable(error: Exception) -> UnsignableMessageError:
+    """The error for a value that JSON cannot hold."""
     # The text of the error quotes the value.
     return UnsignableMessageError(
         "The message cannot be signed: its arguments and labels must be what JSON can hold, as text without lone "

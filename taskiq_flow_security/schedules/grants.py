@@ -9,14 +9,16 @@ from taskiq import ScheduledTask
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker.kicks import Kick
+from taskiq_flow_security.broker.schedule_claims import schedule_claim
 from taskiq_flow_security.broker.sender import delegation
 from taskiq_flow_security.broker.task_events import record_allowed
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL, schedule_claim
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.events import EventName
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
 from taskiq_flow_security.schedules.payload import payload_of
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.keyring import Use
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
@@ -75,7 +77,7 @@ class Grants:
         except UnsignableMessageError:
             raise AuthenticationError(Reason.MALFORMED, "The schedule holds what nobody can sign.") from None
         signature = security.schedules.read(text, payload, now)
-        if signature.only_fires:
+        if signature.use is Use.FIRE:
             raise AuthenticationError(Reason.WRONG_TASK, "The key that signed this sends schedules, and makes none.")
         token = security.principals.read(schedule.labels[PRINCIPAL_LABEL], now)
         claim = schedule_claim(schedule.schedule_id, schedule, signature.delegation.pipeline)

@@ -48,8 +48,8 @@ class MessageSignature(NamedTuple):
     delegation: Delegation = NOT_DELEGATED
     denied: str | None = None
     """Why the sender itself denies that this may run, if it does: somebody may wait for the message to be refused."""
-    only_fires: bool = False
-    """Whether its key is for what schedules send as they were granted, and for nothing else."""
+    use: Use = Use.SEND
+    """What its key is for: `Use.FIRE` where that is what schedules send as they were granted, and nothing else."""
     counted: bool = False
     """Whether the kick was counted against the rate limit of its task's guard, which its sender may not know."""
 
@@ -94,9 +94,7 @@ class MessageSigner:
         """
         use = Use.FIRE if fires and not self._keyring.signs(Use.SEND, now) else Use.SEND
         key = self._keyring.signer(use, now, expires_at)
-        signature = MessageSignature(
-            key.kid, jti or new_id(), now, int(expires_at), delegation, denied, use is Use.FIRE, counted
-        )
+        signature = MessageSignature(key.kid, jti or new_id(), now, int(expires_at), delegation, denied, use, counted)
         # Only numbers and ids that were made here are filled in, so that nothing needs escaping.
         times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
         header = f'{self._header(key)},{times},"jti":"{signature.jti}"{_terms(signature)}}}'
@@ -132,7 +130,7 @@ class MessageSigner:
             header.exp,
             delegation,
             header.denied,
-            use is Use.FIRE,
+            use,
             header.counted,
         )
 

@@ -605,6 +605,28 @@ async def test_a_scheduler_with_a_key_for_schedules_only_sends_them(firing: Depl
     await firing.worker.runs(message)
 
 
+async def test_a_key_for_schedules_only_that_becomes_another_one_is_recorded_as_that(
+    firing: Deployment, new_process: NewProcess
+) -> None:
+    stored = await firing.schedule()
+    begins = datetime.fromtimestamp(firing.api.clock.now, timezone.utc) + timedelta(hours=1)
+    issuer, worker = (
+        _key("api", "EdDSA", "issue", "send", private=False),
+        _key("worker", "ES256", "send", private=False),
+    )
+    fires = [
+        {**_key("next", "RS256", "fire", private=True), "not_before": begins},
+        _key("scheduler", "RS256", "fire", private=True),
+    ]
+    firing.scheduler = new_process(jwt_secret=None, signing_keys=[issuer, worker, *fires])
+    changes: list[tuple[str, str]] = []
+    firing.scheduler.audit.on_change = lambda record: changes.append((record.rule, record.change))
+    await firing.fire(stored)
+    firing.scheduler.clock.now += 3600
+    await firing.fire(stored)
+    assert changes == [("fire", "scheduler -> next")]
+
+
 async def test_a_key_for_schedules_only_sends_nothing_else_whoever_has_stolen_it(firing: Deployment) -> None:
     stored = await firing.schedule()
     grant, thief = stored.labels[PRINCIPAL_LABEL], firing.scheduler
