@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from datetime import datetime
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from limits import parse_many
 from pydantic import (
-    AfterValidator,
     AwareDatetime,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -29,16 +24,19 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, TASK_PREFIX
-from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission
 from taskiq_flow_security.environment import PREFIX, Variables, warn_of_unknown
 from taskiq_flow_security.errors import ConfigurationError
-
-MIN_HS256_SECRET_BYTES = 32
-"""RFC 7518 section 3.2: a key of at least the size of the hash output."""
-
-UNIX_SOCKET = "unix"
-"""Stands for whoever connects through a Unix domain socket."""
+from taskiq_flow_security.setting_types import (
+    Names,
+    Network,
+    Origin,
+    Permissions,
+    PipelineAcls,
+    RateLimit,
+    TaskAcls,
+    check_hs256_secret,
+    explain,
+)
 
 IN_MEMORY = "memory://"
 """As `shared_store`: in the memory of each process."""
@@ -47,89 +45,6 @@ HASHED_API_KEY = re.compile(r"sha256:[0-9a-f]{64}")
 
 Algorithm = Literal["HS256", "EdDSA", "ES256", "RS256"]
 KeyUse = Literal["issue", "send", "fire", "verify"]
-
-
-def _check_hs256_secret(secret: SecretStr) -> SecretStr:
-    if len(secret.get_secret_value().encode()) < MIN_HS256_SECRET_BYTES:
-        raise ValueError(
-            f"must be at least {MIN_HS256_SECRET_BYTES} bytes long (RFC 7518 section 3.2); "
-            'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
-        )
-    return secret
-
-
-def _check_rate_limit(limit: str) -> str:
-    try:
-        parse_many(limit)
-    except ValueError:
-        raise ValueError('is not a rate limit; write it like "100/minute" or "10/second"') from None
-    return limit
-
-
-RateLimit = Annotated[str, AfterValidator(_check_rate_limit)]
-"""In the notation of the `limits` package, such as ``"10/minute"`` or ``"10/second;100/hour"``."""
-
-
-def _check_network(network: str) -> str:
-    if network == UNIX_SOCKET:
-        return network
-    try:
-        ip_network(network)
-    except ValueError:
-        raise ValueError(f'is not an address or network such as "10.0.0.0/8", nor "{UNIX_SOCKET}"') from None
-    return network
-
-
-def _check_origin(origin: str) -> str:
-    if not re.fullmatch(r"https?://[^/?#\s]+", origin):
-        raise ValueError('is not an origin; write it like "https://app.example.com"')
-    return origin.lower()
-
-
-def check_roles(roles: Iterable[str]) -> Iterable[str]:
-    """Raise `ValueError` for what looks like a role and would be none."""
-    if ALL_PIPELINES in roles:
-        raise ValueError('"*" is not a role; list each role by its name')
-    return roles
-
-
-def _as_list(value: object) -> object:
-    if isinstance(value, (set, frozenset, tuple)):
-        return list(value)
-    return value
-
-
-Names = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)]
-AclConfig = dict[Permission, Names]
-
-
-def _check_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
-    for name, acl in acls.items():
-        if name in ("", ALL_PIPELINES):
-            raise ValueError(f'"{name}" is not a name; an ACL names one pipeline or task')
-        for roles in acl.values():
-            check_roles(roles)
-    return acls
-
-
-def _check_pipeline_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
-    for name in acls:
-        if name.startswith(TASK_PREFIX):
-            raise ValueError(f'"{name}" is a task; name it in task_acls, without "{TASK_PREFIX}"')
-        if name.startswith(ENDPOINT_PREFIX):
-            raise ValueError(f'"{name}" is an endpoint; only pipelines and tasks have ACLs')
-    return _check_acls(acls)
-
-
-def _check_task_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
-    for name in acls:
-        if name.startswith(TASK_PREFIX):
-            raise ValueError(f'name the task without "{TASK_PREFIX}": "{name.removeprefix(TASK_PREFIX)}"')
-    return _check_acls(acls)
-
-
-PipelineAcls = Annotated[dict[str, AclConfig], AfterValidator(_check_pipeline_acls)]
-TaskAcls = Annotated[dict[str, AclConfig], AfterValidator(_check_task_acls)]
 
 
 class _Strict(BaseModel):
@@ -142,7 +57,7 @@ class ApiKeyConfig(_Strict):
     role: str = Field(min_length=1)
     pipelines: Names = []
     """The whitelist of pipelines; empty or containing ``"*"`` means all."""
-    permissions: Annotated[list[Permission], BeforeValidator(_as_list)] = []
+    permissions: Permissions = []
     expires_at: AwareDatetime | None = None
     """From this moment on the key is refused."""
     rate_limits: dict[str, RateLimit] = {}
@@ -157,7 +72,7 @@ class ServiceConfig(_Strict):
     roles: Names = []
     pipelines: Names = []
     """The whitelist of pipelines; empty or containing ``"*"`` means all."""
-    permissions: Annotated[list[Permission] | None, BeforeValidator(_as_list)] = None
+    permissions: Permissions | None = None
     """``None`` leaves it to the ACLs what its roles may do."""
 
 
@@ -187,7 +102,7 @@ class SigningKeyConfig(_Strict):
         if len(given) != 1 or given[0] not in usable:
             raise ValueError(f"a key for {self.alg} needs exactly one of: {', '.join(usable)}")
         if self.secret is not None:
-            _check_hs256_secret(self.secret)
+            check_hs256_secret(self.secret)
         if self.not_before and self.not_after and self.not_before >= self.not_after:
             raise ValueError("not_before must be earlier than not_after")
         return self
@@ -283,7 +198,7 @@ class TaskiqFlowConfig(BaseSettings):
     require_https: bool = True
     hsts_max_age: int = Field(default=31_536_000, ge=0)
     """Seconds for which browsers keep to HTTPS; 0 sends no header."""
-    trusted_proxies: list[Annotated[str, AfterValidator(_check_network)]] = ["127.0.0.0/8", "::1"]
+    trusted_proxies: list[Network] = ["127.0.0.0/8", "::1"]
     """Addresses and networks whose ``X-Forwarded-*`` headers count; ``unix`` for Unix domain sockets."""
     websocket_require_auth: bool = True
     websocket_max_connections: int = Field(default=1000, ge=1)
@@ -292,7 +207,7 @@ class TaskiqFlowConfig(BaseSettings):
     """Seconds in which a client without credentials in its handshake must send them."""
     websocket_max_message_size: int = Field(default=65_536, ge=1024)
     """Bytes of a client's message at most, or characters if it is text."""
-    websocket_origins: list[Annotated[str, AfterValidator(_check_origin)]] = []
+    websocket_origins: list[Origin] = []
     """Origins of web pages that may connect, beside the one that the API itself is served from."""
 
     # Audit
@@ -334,7 +249,7 @@ class TaskiqFlowConfig(BaseSettings):
     @field_validator("jwt_secret")
     @classmethod
     def _check_jwt_secret(cls, secret: SecretStr | None) -> SecretStr | None:
-        return None if secret is None else _check_hs256_secret(secret)
+        return None if secret is None else check_hs256_secret(secret)
 
     @field_validator("api_keys")
     @classmethod
@@ -371,26 +286,3 @@ class TaskiqFlowConfig(BaseSettings):
 def timestamp(moment: datetime | None) -> float | None:
     """Seconds since the epoch of a moment with a time zone."""
     return None if moment is None else moment.timestamp()
-
-
-_HINTS = {
-    "extra_forbidden": "is not known; check the spelling",
-    "missing": "is required",
-}
-
-
-def explain(error: ValidationError, what: str = "configuration") -> str:
-    """One line for each problem of this: the field and the mend, never the value, which may be a secret."""
-    lines = []
-    for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        field = ".".join(_location(problem["loc"])) or what
-        text = _HINTS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-        lines.append(f"{field}: {text}")
-    return f"The {what} is not usable.\n  " + "\n  ".join(lines)
-
-
-def _location(location: tuple[int | str, ...]) -> Iterable[str]:
-    parts = [str(part) for part in location]
-    if parts and parts[0].lower() == "api_keys" and len(parts) > 1:
-        parts[1] = "<key>"  # the location of a problem in a mapping is its key, here a secret
-    return parts

@@ -8,8 +8,8 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import NamedTuple
 
-from taskiq_flow_security.config import UNIX_SOCKET
 from taskiq_flow_security.http.asgi import Headers, Scope
+from taskiq_flow_security.setting_types import UNIX_SOCKET
 
 _logger = logging.getLogger(__name__)
 

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import to_json
 
-from taskiq_flow_security.config import AclConfig, Names, PipelineAcls, RateLimit, TaskAcls, check_roles, explain
 from taskiq_flow_security.core.revocations import Revocations
 from taskiq_flow_security.core.string_enum import StringEnum
 from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.setting_types import (
+    AclConfig,
+    Names,
+    PipelineAcls,
+    RateLimit,
+    TaskAcls,
+    check_roles,
+    explain,
+)
 
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
 Roles = Annotated[Names, AfterValidator(check_roles)]
