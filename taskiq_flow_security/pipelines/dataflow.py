@@ -117,6 +117,7 @@ class DataflowPipeline:
 
     async def close(self) -> None:
         """End what still runs, as a failure."""
+        await asyncio.sleep(0)  # what is cancelled before it has begun could say nothing
         runs = list(self._finishing)
         for run in runs:
             run.cancel()

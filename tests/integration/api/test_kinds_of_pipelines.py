@@ -171,6 +171,28 @@ async def test_a_dataflow_that_runs_while_the_server_stops_has_failed() -> None:
     await served.broker.wait_all()
 
 
+async def test_a_dataflow_that_is_ended_as_soon_as_it_has_started_has_failed() -> None:
+    served = Deployment(config())
+    never = asyncio.Event()
+
+    @served.broker.task("wait")
+    @taskiq_flow.pipeline_task(output="nothing")
+    async def wait() -> None:
+        await never.wait()
+
+    served.api.add_pipeline("flow", dataflow(served, wait))
+    pipeline = served.api._catalogue.get("flow")
+    assert isinstance(pipeline, dataflow_module.DataflowPipeline)
+    principal = await served.api.security.authenticate(api_key=PROCESSOR)
+    with served.api.security.acting_as(principal, pipeline="flow"):
+        task_id = await pipeline.start([], {})
+    await pipeline.close()
+    result = await served.broker.result_backend.get_result(task_id)
+    assert str(result.error) == "The process that ran the pipeline has ended."
+    never.set()
+    await served.broker.wait_all()
+
+
 async def test_a_dataflow_whose_step_has_no_result_in_time_has_failed_and_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
