@@ -54,8 +54,10 @@ class Authorization:
 
     def is_over(self, principal: Principal, now: float) -> bool:
         """Whether the login or the label that a principal comes from has ended by any clock that may be right."""
-        ends = (principal.expires_at, principal.issued_until)
-        return any(end is not None and now - self._leeway >= end for end in ends)
+        earliest = now - self._leeway
+        return (principal.expires_at is not None and earliest >= principal.expires_at) or (
+            principal.issued_until is not None and earliest >= principal.issued_until
+        )
 
     def login_ended(self, principal: Principal) -> Reason | None:
         """Why the login that a principal comes from is over, if it is."""

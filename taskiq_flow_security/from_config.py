@@ -25,7 +25,8 @@ from taskiq_flow_security.runs.events import RunEvents
 from taskiq_flow_security.runs.memory import MemoryRunEvents, MemoryRunStore
 from taskiq_flow_security.runs.records import RunStore
 from taskiq_flow_security.runs.signatures import RunSignatures
-from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import KeySpec, Use
 
 _logger = logging.getLogger(__name__)
 

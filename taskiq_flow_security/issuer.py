@@ -9,7 +9,7 @@ from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
-from taskiq_flow_security.tokens.keyring import Use
+from taskiq_flow_security.tokens.keys import Use
 from taskiq_flow_security.tokens.principal_token import PrincipalToken, PrincipalTokens
 
 
@@ -40,8 +40,12 @@ class Issuer:
 
         Raises `AuthenticationError` where its login has ended, or where this process has no key to issue with.
         """
-        self._require_login(principal, now)
-        token = self._principals.issue(principal, txn, now, self._end_of(principal, now))
+        if self._authorization.is_over(principal, now):
+            raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
+        until = now + self._principal_ttl
+        if principal.issued_until is not None:
+            until = min(until, principal.issued_until)
+        token = self._principals.issue(principal, txn, now, until)
         self._rotations.signed_with(Use.ISSUE, token.kid)
         return token
 
@@ -53,22 +57,12 @@ class Issuer:
         token = actor.token
         if token is not None and actor.received:
             return self.verify(token.text, now)
-        self._require_login(actor.principal, now)
-        if token is None or token.expires_at < until or self._is_over(token, actor.principal, now):
+        if (
+            token is None
+            or token.expires_at < until
+            or self._authorization.is_over(actor.principal, now)
+            or self._authorization.revoked(token.jti, token.issued_at) is not None
+            or not self._principals.by_present_key(token, now)
+        ):
             token = actor.token = self.issue(actor.principal, actor.txn, now)
         return token
-
-    def _is_over(self, token: PrincipalToken, principal: Principal, now: float) -> bool:
-        """Whether a token was revoked, or its key is not the one to issue with any more."""
-        if self._authorization.revoked(token.jti, token.issued_at) is not None:
-            return True
-        return not self._principals.by_present_key(token, now, self._end_of(principal, now))
-
-    def _require_login(self, principal: Principal, now: float) -> None:
-        if self._authorization.is_over(principal, now):
-            raise AuthenticationError(Reason.EXPIRED, "The login has ended; authenticate again.")
-
-    def _end_of(self, principal: Principal, now: float) -> float:
-        """Until when a principal is accepted that is issued now."""
-        end = now + self._principal_ttl
-        return end if principal.issued_until is None else min(end, principal.issued_until)

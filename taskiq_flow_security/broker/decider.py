@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 from itertools import chain, repeat
 
 from taskiq.abc.broker import AsyncBroker
@@ -15,7 +14,7 @@ from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker import refusal
-from taskiq_flow_security.broker.access_requests import access_denied, access_request, registered_pipeline
+from taskiq_flow_security.broker.access_requests import access_denied, access_request
 from taskiq_flow_security.broker.arrivals import ended_within
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.kick_limits import KickLimits
@@ -23,6 +22,7 @@ from taskiq_flow_security.broker.replays import Replays
 from taskiq_flow_security.broker.task_events import record_arrival_allowed, record_arrival_denied
 from taskiq_flow_security.broker.verifier import Verifier, internal_error
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
+from taskiq_flow_security.core.policy import AccessRequest
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -93,10 +93,13 @@ class Decider:
         for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
             try:
                 if waited:
-                    self._check_times(delivery)
+                    delivery.check_times(security.clock(), security.config.clock_leeway)
                 await self._replays.check(message, delivery)
-                await self._decide_now(message, delivery)
-                await self._replays.claim(delivery)  # last, so that nothing claimed waits or is denied
+                request = self._decide_now(message, delivery)
+                if not delivery.counted and (security.config.rate_limits_on_workers or request.guard is not None):
+                    await self._count(message, delivery, request)
+                if request.guard is not None and request.guard.at_most_once:
+                    await self._replays.claim(delivery)  # last, so that nothing claimed waits or is denied
             except BackendUnavailableError as error:
                 if not waited:
                     record_arrival_denied(security, message, delivery, error)
@@ -117,16 +120,10 @@ class Decider:
                 return None
         raise AssertionError("the pauses never end")
 
-    def _check_times(self, delivery: Delivery) -> None:
-        assert delivery.token is not None  # it was verified
-        assert delivery.signature is not None
-        now = self._security.clock()
-        self._security.messages.check_times(delivery.signature, now)
-        self._security.principals.check_times(delivery.token, now)
+    def _decide_now(self, message: TaskiqMessage, delivery: Delivery) -> AccessRequest:
+        """What is asked and allowed.
 
-    async def _decide_now(self, message: TaskiqMessage, delivery: Delivery) -> None:
-        """Raise `AccessDeniedError` or `RateLimitExceededError` for what may not run, and `BackendUnavailableError`
-        where nobody can tell now.
+        Raises `AccessDeniedError` for what may not run, and `BackendUnavailableError` where nobody can tell now.
         """
         security, token = self._security, delivery.token
         signature, principal = delivery.signature, delivery.principal
@@ -137,7 +134,7 @@ class Decider:
             raise AccessDeniedError(signature.denied, "The process that wanted to kick this task may not.")
         if len(signature.delegation.actors) > security.config.max_delegation_depth:
             raise AccessDeniedError(Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another.")
-        if not _knows_ack_type(message):
+        if "ack_type" in message.labels and not _knows_ack_type(message):
             raise AccessDeniedError(Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows.")
         if security.live.in_force.revocations is not None:
             for jti, issued_at in ((token.jti, token.issued_at), (signature.jti, signature.issued_at)):
@@ -149,16 +146,20 @@ class Decider:
             raise BackendUnavailableError("Nobody can tell now what the policy is.")
         if not decision.allowed:
             raise access_denied(principal, request, decision)
-        if delivery.counted:
-            return
-        if security.config.rate_limits_on_workers:
-            await self._count(message, delivery, self._limits.count_run(principal, request))
-        elif request.guard is not None and not signature.counted:
-            await self._count(message, delivery, self._limits.count_guarded(principal, request))
+        return request
 
-    async def _count(self, message: TaskiqMessage, delivery: Delivery, counting: Awaitable[None]) -> None:
+    async def _count(self, message: TaskiqMessage, delivery: Delivery, request: AccessRequest) -> None:
+        """Count a message against the limits of workers or, if its sender could not, of its guard.
+
+        Raises `RateLimitExceededError`, and `BackendUnavailableError` where nobody can tell now.
+        """
+        assert delivery.principal is not None  # it was verified
+        assert delivery.signature is not None
         try:
-            await counting
+            if self._security.config.rate_limits_on_workers:
+                await self._limits.count_run(delivery.principal, request)
+            elif not delivery.signature.counted:
+                await self._limits.count_guarded(delivery.principal, request)
         except BackendUnavailableError as error:
             if not self._security.config.unsafe_allow_uncounted:
                 raise
@@ -171,7 +172,7 @@ class Decider:
         delivery.handler = asyncio.current_task()
         delegation = NOT_DELEGATED if signature is None else signature.delegation
         pipeline = delegation.pipeline
-        if pipeline is None and registered_pipeline(delivery.task) is None:
+        if pipeline is None and (delivery.task is None or delivery.task.labels.get(PIPELINE_LABEL) is None):
             pipeline = message.labels.get(PIPELINE_LABEL)
         acting.become(
             Acting(

@@ -18,6 +18,7 @@ from taskiq.serialization import _UnpickleableExceptionWrapper
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.errors import FlowSecurityError
+from taskiq_flow_security.tokens.jws import check_times
 from taskiq_flow_security.tokens.message_signature import MessageSignature
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
@@ -88,6 +89,14 @@ class Delivery:
     def is_of(self, message: TaskiqMessage | ScheduledTask) -> bool:
         """Whether this message is the one that was delivered, or is to run its task again: a retry or a requeue."""
         return (self.task_id, self.task_name) == (message.task_id, message.task_name)
+
+    def check_times(self, now: float, leeway: float) -> None:
+        """Raise `AuthenticationError` if a message that was verified, or its principal, is not valid now."""
+        signature, token = self.signature, self.token
+        assert signature is not None  # it was verified
+        assert token is not None
+        not_before = max(signature.issued_at, token.not_before)
+        check_times(not_before, min(signature.expires_at, token.expires_at), now, leeway)
 
     def handled_here(self) -> bool:
         """Whether the receiver itself runs this, and not what a function has left running."""

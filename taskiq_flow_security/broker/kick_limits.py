@@ -25,13 +25,7 @@ class KickLimits:
 
     def apply_to(self, request: AccessRequest) -> bool:
         """Whether there may be a limit for this. False costs nothing, and is what most kicks are."""
-        in_force = self._security.live.in_force
-        return bool(
-            request.guard is not None
-            or in_force.task_rate_limits
-            or in_force.pipeline_rate_limits
-            or in_force.principal_rate_limit
-        )
+        return request.guard is not None or self._security.live.in_force.kicks_limited
 
     async def count(self, principal: Principal, request: AccessRequest, *, by_hook: bool, what: What = "kick") -> None:
         """Count one kick, or schedule, which a middleware makes if it is `by_hook`: the next step of a pipeline, say.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -78,14 +76,15 @@ class Kick:
         """A kick of this message in this context."""
         delivery = deliveries.current.get()
         if delivery is None:
-            return cls(sender, message, None, False, False, given)
+            return cls(sender, message, None, retries=False, by_hook=False, given=given)
         retries = delivery.admitted is not None and delivery.is_of(message)
         by_hook = retries or delivery.executed or delivery.refusal is not None
-        return cls(sender, message, delivery, retries, by_hook, given, counted=retries)
+        return cls(sender, message, delivery, retries=retries, by_hook=by_hook, given=given, counted=retries)
 
     def is_of(self, message: TaskiqMessage | BrokerMessage) -> bool:
         """Whether this is the kick of a message, or of the one that it was copied from."""
-        return (self.message.task_id, self.message.task_name) == (message.task_id, message.task_name)
+        ours = self.message
+        return ours is message or (ours.task_id == message.task_id and ours.task_name == message.task_name)
 
     def pipeline(self, actor: Acting) -> str | None:
         """The pipeline that it is made for, if for any: the next step of a pipeline, for that of the last one."""
@@ -116,18 +115,18 @@ _under_way: ContextVar[Kick | None] = ContextVar("taskiq_flow_security_kick", de
 """The kick that was begun in this context and is not sent yet."""
 
 
-@contextmanager
-def sending() -> Iterator[Kick | None]:
-    """The kick that is under way is sent inside the block: what is kicked there is another one."""
+def take() -> Kick | None:
+    """The kick that is under way, which is sent now: what is kicked until it `end`s is another one."""
     kick = _under_way.get()
     _under_way.set(None)
-    try:
-        yield kick
-    finally:
-        _under_way.set(None if kick is None else kick.outer)
+    return kick
+
+
+def end(kick: Kick | None) -> None:
+    """This kick is sent, or will not be: the one that it was made in the middle of goes on."""
+    _under_way.set(None if kick is None else kick.outer)
 
 
 def give_up() -> None:
     """The kick that is under way is denied, and will not be sent."""
-    with sending():
-        pass
+    end(_under_way.get())

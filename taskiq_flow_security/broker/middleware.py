@@ -137,7 +137,8 @@ class SecurityMiddleware(TaskiqMiddleware):
             delivery.executed = delivery.finished = True
             if not result.is_err:
                 run_events.completed(self.security, message, delivery)
-            await refusal.settle(message, delivery, result)
+            if delivery.refusal is not None:
+                await refusal.settle(message, delivery, result)
             if not delivery.kept:  # nor acked, so that nothing can be lost any more that a copy would bring back
                 self._replays.note(delivery)
 
@@ -171,16 +172,15 @@ def _isolated(send: SendMessage) -> SendMessage:
 
     @functools.wraps(send)
     async def isolated_kick(message: BrokerMessage) -> None:
-        actor, delivery = acting.current(), deliveries.current.get()
-        with kicks.sending() as kick:
-            if kick is not None and kick.withheld and kick.is_of(message):
-                return
-            deliveries.current.set(None)
-            try:
+        kick, actor, delivery = kicks.take(), acting.current(), deliveries.current.get()
+        deliveries.current.set(None)
+        try:
+            if kick is None or not (kick.withheld and kick.is_of(message)):
                 await send(message)
-            finally:
-                acting.become(actor)
-                deliveries.current.set(delivery)
+        finally:
+            kicks.end(kick)
+            acting.become(actor)
+            deliveries.current.set(delivery)
 
     isolated_kick.isolated = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
     return isolated_kick

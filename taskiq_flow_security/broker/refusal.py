@@ -45,8 +45,7 @@ def refuse(message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError)
 
 async def settle(message: TaskiqMessage, delivery: Delivery, result: TaskiqResult[Any]) -> None:
     """Keep the result of a refused task from being stored where another is there already, and see to its ack."""
-    if delivery.refusal is None:
-        return
+    assert delivery.refusal is not None  # it was refused
     if delivery.ack is not None and message.labels.get("ack_type") != _ACK_TYPE:
         await delivery.ack()  # another middleware has said that the task will, and it does not run
     # The genuine message may have been answered since this one came.
@@ -103,7 +102,7 @@ class DependencyOverrides(UserDict[Any, Any]):
         self.data = overrides  # type: ignore[assignment]  # it is a dict where the user has given one
 
     def __bool__(self) -> bool:
-        return _refusal() is not None or len(self) > 0
+        return bool(self.data) or _refusal() is not None
 
     def __contains__(self, dependency: object) -> bool:
         if _refusal() is None:

@@ -137,7 +137,8 @@ class Sender:
                 raise
             return None
         finally:
-            acting.fired(message.labels.get(SCHEDULE_LABEL))
+            if SCHEDULE_LABEL in message.labels:
+                acting.fired(message.labels[SCHEDULE_LABEL])
 
     def _can_be_signed(self, kick: Kick, denial: FlowSecurityError) -> bool:
         """Whether a message that is denied can be sent for a worker to refuse."""
@@ -152,11 +153,10 @@ class Sender:
     def _sign(self, kick: Kick, inner: TaskiqFormatter) -> BrokerMessage:
         security, message = self._security, kick.message
         now = security.clock()
-        data = wire.to_wire(message)
         actor = kick.actor = kick.actor or self._actor_of(kick)
         expires_at = kick.expires_at(time_to_live(message, security.config), actor, now)
         token = self._token_of(kick, actor, now, expires_at)
-        data["labels"][PRINCIPAL_LABEL] = token.text
+        data = wire.to_sign(message, token.text)
         as_signed = signed_json.is_sent_by(inner)
         data, payload = (data, wire.signed_payload(data)) if as_signed else self._as_it_arrives(data, inner)
         text, signature = security.messages.sign(
@@ -191,6 +191,7 @@ class Sender:
 
     def _as_it_arrives(self, data: WireMessage, inner: TaskiqFormatter) -> tuple[WireMessage, bytes]:
         """What a format other than JSON makes of a message, and the bytes to sign."""
+        data = wire.to_wire(TaskiqMessage.model_construct(**data))
         if not self._fidelity.holds(inner):
             data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
         payload = wire.signed_payload(data)
@@ -233,9 +234,10 @@ class Sender:
     def _actor_of(self, kick: Kick) -> Acting:
         """Who kicks: the principal that the message was given explicitly, else the one that acts here."""
         given, labels = kick.given, kick.message.labels
-        actor = acting.firing(labels.get(SCHEDULE_LABEL))
-        if actor is not None and actor.owner is self._security:
-            return actor  # whose grant has been verified; the labels are those that were stored with it
+        if SCHEDULE_LABEL in labels:
+            actor = acting.firing(labels[SCHEDULE_LABEL])
+            if actor is not None and actor.owner is self._security:
+                return actor  # whose grant has been verified; the labels are those that were stored with it
         actor = self._security.actor()
         if actor is not None and given is not None and actor.received and actor.token and given == actor.token.text:
             given = None  # it is whoever acts here anyway

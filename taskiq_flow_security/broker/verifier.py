@@ -26,7 +26,7 @@ from taskiq_flow_security.errors import (
 )
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.keyring import Use
+from taskiq_flow_security.tokens.keys import Use
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
@@ -69,9 +69,7 @@ class Verifier:
             wire.take_credentials(message)
             return message
         now = self._security.clock()
-        arrived = signature = None
-        if self.may_read(inner):
-            arrived, signature = self._open_signed_json(data, now) or (self._load(data, inner), None)
+        arrived, signature = self._open_signed_json(data, now) or (self._load(data, inner), None)
         message = arrived or TaskiqMessage(task_id=new_id(), task_name=_UNKNOWN_TASK, labels={}, args=[], kwargs={})
         delivery = self._deliver(message, signature)
         if isinstance(data, Arrival):
@@ -108,7 +106,9 @@ class Verifier:
             return None  # the same will come of it where it is said whose message it is
 
     def _load(self, data: bytes, inner: TaskiqFormatter) -> TaskiqMessage | None:
-        """A message as the broker's own formatter reads it, if it can."""
+        """A message as the broker's own formatter reads it, if it can, and may."""
+        if not self.may_read(inner):
+            return None
         try:
             return inner.loads(bytes(data))  # no `Arrival`, which not every parser takes
         except Exception:  # noqa: BLE001 (whatever hostile bytes do to a parser)
@@ -133,13 +133,13 @@ class Verifier:
                 wire.restore(message, payload)
             delivery.token = security.principals.read(principal, now)
             delivery.principal = delivery.token.principal.within(delivery.signature.delegation.scope)
-            wire.check_labels(message)
+            if wire.unreadable_labels(message):
+                raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.")
             _check_schedule(message, delivery.token, delivery.signature)
         finally:
             message.labels.pop(PRINCIPAL_LABEL, None)
         # Only now, so that it is known whose message comes too late.
-        security.messages.check_times(delivery.signature, now)
-        security.principals.check_times(delivery.token, now)
+        delivery.check_times(now, security.config.clock_leeway)
 
     def _reject(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
         """Note that a message could not be verified, and keep what is in it from all others."""

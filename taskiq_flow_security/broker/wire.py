@@ -27,7 +27,7 @@ SCHEDULE_LABEL = "schedule_id"
 
 
 class WireMessage(TypedDict):
-    """A message as plain JSON values, in the order in which they are signed."""
+    """What a message says, in the order in which it is signed."""
 
     task_id: str
     task_name: str
@@ -50,9 +50,21 @@ _SAID_AGAIN = 16 * 2**20
 """How many characters any message may hold, however short it is."""
 
 
+def to_sign(message: TaskiqMessage, principal: str) -> WireMessage:
+    """What is signed of a message about to be sent, with the principal that it is sent for."""
+    _prepare_labels(message)
+    return {
+        "task_id": message.task_id,
+        "task_name": message.task_name,
+        "labels": {**message.labels, PRINCIPAL_LABEL: principal},
+        "labels_types": message.labels_types,
+        "args": message.args,
+        "kwargs": message.kwargs,
+    }
+
+
 def to_wire(message: TaskiqMessage) -> WireMessage:
     """The message as plain JSON values. Raises `UnsignableMessageError` for a value that JSON cannot hold."""
-    _prepare_labels(message)
     try:
         return cast("WireMessage", message.model_dump(mode="json"))
     except ValueError as error:
@@ -60,12 +72,10 @@ def to_wire(message: TaskiqMessage) -> WireMessage:
 
 
 def signed_payload(data: WireMessage) -> bytes:
-    """The bytes to sign for a message about to be sent, its principal already in place."""
+    """The bytes to sign for a message. Raises `UnsignableMessageError` for a value that JSON cannot hold."""
     try:
-        payload = to_json(data)
-        # The labels, which are the longer part, are text, unless a middleware has put something else there.
-        start = payload.find(b'"args":') if {str}.issuperset(map(type, data["labels"].values())) else 0
-        if payload.count(b"[", start) + payload.count(b"{", start) >= _MAX_DEPTH:
+        payload = to_json(data, inf_nan_mode="null")  # as TaskIQ sends what is no number
+        if payload.count(b"[") + payload.count(b"{") >= _MAX_DEPTH:
             from_json(payload)  # the receiver must be able to read what it verified
         if len(payload) > _MAX_DIGITS and _ENDLESS.search(payload):
             from_json(payload)
@@ -146,19 +156,14 @@ def restore(message: TaskiqMessage, payload: bytes) -> None:
     message.kwargs = data["kwargs"]
 
 
-def check_labels(message: TaskiqMessage) -> None:
-    """Raise `AuthenticationError` where TaskIQ would drop the message: a label is not of the type it claims."""
-    if _unreadable_labels(message):
-        raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.")
-
-
 def drop_unreadable_labels(message: TaskiqMessage) -> None:
     """Take out of a message that is to run anyway what would have TaskIQ drop it, and log it as it came."""
-    for name in _unreadable_labels(message):
+    for name in unreadable_labels(message):
         del message.labels[name]
 
 
-def _unreadable_labels(message: TaskiqMessage) -> list[str]:
+def unreadable_labels(message: TaskiqMessage) -> list[str]:
+    """The labels that are not of the type they claim, for which TaskIQ would drop the message."""
     unreadable = []
     for name, label_type in (message.labels_types or {}).items():
         if label_type != LabelType.STR and name in message.labels:
@@ -188,6 +193,8 @@ def _prepare_labels(message: TaskiqMessage) -> None:
 
     `Context.requeue` sends labels as they were parsed in place; of bytes, the receiver could not make sense.
     """
+    if {str}.issuperset(map(type, message.labels.values())):
+        return
     types = message.labels_types
     for name, value in message.labels.items():
         if isinstance(value, str):

@@ -36,6 +36,9 @@ class Rule(NamedTuple):
 Acl = Mapping[Permission, Rule]
 """A rule for every permission; one that the configuration does not name is granted to nobody."""
 
+AclsByName = Mapping[str | None, Acl]
+"""By pipeline or task; there is none for ``None``, which is what belongs to no pipeline, or is no task."""
+
 RolesByName = Mapping[str, Mapping[Permission, Iterable[str]]]
 
 TASK_PREFIX = "task:"
@@ -43,6 +46,11 @@ TASK_PREFIX = "task:"
 
 ENDPOINT_PREFIX = "endpoint:"
 """An endpoint without a pipeline is the resource ``endpoint:<name>``."""
+
+_OTHER_PREFIXES = (TASK_PREFIX, ENDPOINT_PREFIX)
+"""A pipeline of such a name would pass for a task or an endpoint in a whitelist."""
+
+_NO_PIPELINES = frozenset({"", ALL_PIPELINES})
 
 
 class AccessRequest(NamedTuple):
@@ -69,8 +77,8 @@ class AccessRequest(NamedTuple):
 class Policy:
     """The access control lists, indexed by name: a decision costs the same however many there are."""
 
-    pipeline_acls: Mapping[str, Acl] = field(default_factory=dict)
-    task_acls: Mapping[str, Acl] = field(default_factory=dict)
+    pipeline_acls: AclsByName = field(default_factory=dict)
+    task_acls: AclsByName = field(default_factory=dict)
     hash: str = field(init=False)
     """Names this version of the policy in audit events."""
 
@@ -86,6 +94,7 @@ class Policy:
 
 _BY_ADMIN = Decision(True, Reason.ADMIN, "principal.permissions")
 _BY_PERMISSION = Decision(True, Reason.PERMISSION, "principal.permissions")
+_NOT_GRANTED = Decision(False, Reason.PERMISSION, "no explicit permission and no ACL")
 
 
 def decide(policy: Policy, principal: Principal, request: AccessRequest) -> Decision:
@@ -94,8 +103,7 @@ def decide(policy: Policy, principal: Principal, request: AccessRequest) -> Deci
         return _deny(Reason.INVALID_REQUEST, invalid)
 
     # 0. what the principal was restricted to
-    scope = principal.scope
-    if scope is not UNRESTRICTED and (outside := _outside(scope, request)) is not None:
+    if principal.scope is not UNRESTRICTED and (outside := _outside(principal.scope, request)) is not None:
         return _deny(Reason.SCOPE, outside)
 
     # 1. whitelist
@@ -123,18 +131,14 @@ def decide(policy: Policy, principal: Principal, request: AccessRequest) -> Deci
 
 
 def _decide_acls(policy: Policy, principal: Principal, request: AccessRequest, permission: Permission) -> Decision:
-    rule = None
-    for acls, name in ((policy.pipeline_acls, request.pipeline), (policy.task_acls, request.task)):
-        acl = None if name is None else acls.get(name)
+    granted = _BY_PERMISSION if principal.permissions is not None else _NOT_GRANTED
+    for acl in (policy.pipeline_acls.get(request.pipeline), policy.task_acls.get(request.task)):
         if acl is not None:
             rule = acl[permission]
             if principal.roles.isdisjoint(rule.roles):
                 return rule.deny
-    if rule is not None:
-        return rule.allow
-    if principal.permissions is None:
-        return _deny(Reason.PERMISSION, "no explicit permission and no ACL")
-    return _BY_PERMISSION
+            granted = rule.allow
+    return granted
 
 
 def _decide_guard(
@@ -176,13 +180,11 @@ def _outside(scope: Scope, request: AccessRequest) -> str | None:
 def _invalid_resource(request: AccessRequest) -> str | None:
     if not isinstance(request.permission, Permission):
         return "unknown permission"
-    if request.pipeline is None:
+    pipeline = request.pipeline
+    if pipeline is None:
         name = request.endpoint if request.task is None else request.task
         return None if isinstance(name, str) and name else "no pipeline, task or endpoint"
-    # A pipeline of such a name would pass for a task or an endpoint in a whitelist.
-    if not isinstance(request.pipeline, str) or request.pipeline.startswith((TASK_PREFIX, ENDPOINT_PREFIX)):
-        return "not the name of a pipeline"
-    if request.pipeline in ("", ALL_PIPELINES):
+    if not isinstance(pipeline, str) or pipeline in _NO_PIPELINES or pipeline.startswith(_OTHER_PREFIXES):
         return "not the name of a pipeline"
     return None
 
@@ -191,7 +193,7 @@ def _deny(reason: Reason, rule: str) -> Decision:
     return Decision(False, reason, rule)
 
 
-def _acls(setting: str, roles_by_name: RolesByName) -> dict[str, Acl]:
+def _acls(setting: str, roles_by_name: RolesByName) -> AclsByName:
     return {
         name: {
             permission: _rule(f"{setting}.{name}.{permission}", roles.get(permission, ())) for permission in Permission
@@ -204,5 +206,5 @@ def _rule(name: str, roles: Iterable[str]) -> Rule:
     return Rule(frozenset(roles), Decision(True, Reason.ACL, name), _deny(Reason.ACL, name))
 
 
-def _plain(acls: Mapping[str, Acl]) -> dict[str, dict[str, list[str]]]:
+def _plain(acls: AclsByName) -> dict[str | None, dict[str, list[str]]]:
     return {name: {permission: sorted(rule.roles) for permission, rule in acl.items()} for name, acl in acls.items()}

@@ -24,12 +24,17 @@ class InForce:
     pipeline_rate_limits: Mapping[str, str]
     principal_rate_limit: str | None
     rate_limit_default: str
+    kicks_limited: bool
+    """Whether there is any limit for tasks, whoever kicks which."""
     revocations: Revocations | None
     """``None`` where nothing is revoked, which is asked for each message."""
 
     @classmethod
     def of(cls, config: TaskiqFlowConfig, document: PolicyDocument) -> InForce:
         """What a document makes of this process's settings."""
+        task_rate_limits = {**config.task_rate_limits, **document.task_rate_limits}
+        pipeline_rate_limits = {**config.pipeline_rate_limits, **document.pipeline_rate_limits}
+        principal_rate_limit = document.principal_rate_limit or config.principal_rate_limit
         return cls(
             Policy.from_roles(
                 {**config.pipeline_acls, **document.pipeline_acls}, {**config.task_acls, **document.task_acls}
@@ -37,9 +42,10 @@ class InForce:
             {subject: frozenset(roles) for subject, roles in document.roles.items()},
             {**config.rate_limits, **document.rate_limits},
             {**config.role_rate_limits, **document.role_rate_limits},
-            {**config.task_rate_limits, **document.task_rate_limits},
-            {**config.pipeline_rate_limits, **document.pipeline_rate_limits},
-            document.principal_rate_limit or config.principal_rate_limit,
+            task_rate_limits,
+            pipeline_rate_limits,
+            principal_rate_limit,
             document.rate_limit_default or config.rate_limit_default,
+            bool(task_rate_limits or pipeline_rate_limits or principal_rate_limit),
             document.revoked.revocations() or None,
         )

@@ -17,7 +17,8 @@ from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
 from taskiq_flow_security.live_policy.document import PolicyDocument
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.jws import Jws, JwsHeader
-from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import Key, Use
 
 MAX_BYTES = 4 * 1024 * 1024
 """Of what is longer nothing is read."""

@@ -18,7 +18,8 @@ from taskiq_flow_security.runs.events import RunEvent
 from taskiq_flow_security.runs.records import Run
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.jws import JwsHeader
-from taskiq_flow_security.tokens.keyring import Keyring, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import Use
 
 EVENTS_TTL = 60.0
 """Seconds for which events are news; what arrives later is a copy."""

@@ -18,7 +18,7 @@ from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
 from taskiq_flow_security.schedules.payload import payload_of
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.keyring import Use
+from taskiq_flow_security.tokens.keys import Use
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 

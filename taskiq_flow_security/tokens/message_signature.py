@@ -15,7 +15,8 @@ from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.claims import Moment, ScopeClaim
 from taskiq_flow_security.tokens.jws import JwsHeader
-from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import Key, Use
 
 SIGNATURE_LABEL = "taskiq_flow_signature"
 
@@ -95,9 +96,9 @@ class MessageSigner:
         use = Use.FIRE if fires and not self._keyring.signs(Use.SEND, now) else Use.SEND
         key = self._keyring.signer(use, now, expires_at)
         signature = MessageSignature(key.kid, jti or new_id(), now, int(expires_at), delegation, denied, use, counted)
+        terms = "" if delegation is NOT_DELEGATED and denied is None and not counted else _terms(signature)
         # Only numbers and ids that were made here are filled in, so that nothing needs escaping.
-        times = f'"iat":{signature.issued_at},"exp":{signature.expires_at}'
-        header = f'{self._header(key)},{times},"jti":"{signature.jti}"{_terms(signature)}}}'
+        header = f'{self._fixed(key)},"iat":{now},"exp":{signature.expires_at},"jti":"{signature.jti}"{terms}}}'
         protected = jws.encode_segment(header.encode())
         return (protected + b".." + jws.sign(key, protected, payload)).decode(), signature
 
@@ -116,8 +117,7 @@ class MessageSigner:
         header = jws.read_header(token, _Header, self._typ)
         if header.b64:
             raise jws.malformed()
-        use = Use.SEND if self._keyring.knows(Use.SEND, header.kid) else Use.FIRE
-        key = self._keyring.verifier(use, header.kid, now, self._leeway)
+        key = self._keyring.verifier(Use.SEND, header.kid, now, self._leeway, or_else=Use.FIRE)
         jws.verify(token, header.alg, payload, key)
         delegation = NOT_DELEGATED
         if header.act or header.scope is not None or header.pipeline is not None:
@@ -130,11 +130,11 @@ class MessageSigner:
             header.exp,
             delegation,
             header.denied,
-            use,
+            key.use,
             header.counted,
         )
 
-    def _header(self, key: Key) -> str:
+    def _fixed(self, key: Key) -> str:
         """The part of the header that is the same for all messages of a key, its closing brace left out."""
         header = self._headers.get(key.kid)
         if header is None:
@@ -145,15 +145,12 @@ class MessageSigner:
 
 def _terms(signature: MessageSignature) -> str:
     """The parameters of a header that say on what terms the message is sent, if on any."""
-    delegation, denied, counted = signature.delegation, signature.denied, signature.counted
-    if delegation is NOT_DELEGATED and denied is None and not counted:
-        return ""
     claims = {
-        "act": delegation.actors or None,
-        "scope": ScopeClaim.of(delegation.scope),
-        "pipeline": delegation.pipeline,
-        "denied": denied,
-        "counted": counted or None,
+        "act": signature.delegation.actors or None,
+        "scope": ScopeClaim.of(signature.delegation.scope),
+        "pipeline": signature.delegation.pipeline,
+        "denied": signature.denied,
+        "counted": signature.counted or None,
     }
     said = {name: claim for name, claim in claims.items() if claim is not None}
     return f",{to_json(said, exclude_none=True).decode()[1:-1]}" if said else ""

@@ -15,7 +15,8 @@ from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.claims import LoginClaim, Moment, ScheduleClaim, ScopeClaim
 from taskiq_flow_security.tokens.jws import JwsHeader
-from taskiq_flow_security.tokens.keyring import Keyring, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import Use
 
 PRINCIPAL_LABEL = "taskiq_flow_principal"
 
@@ -116,9 +117,9 @@ class PrincipalTokens:
         self._keep(token)
         return token
 
-    def by_present_key(self, token: PrincipalToken, now: float, expires_at: float) -> bool:
-        """Whether the key of a token is the one that `issue` would use now. Raises as that does."""
-        return self._keyring.signer(Use.ISSUE, now, expires_at).kid == token.kid
+    def by_present_key(self, token: PrincipalToken, now: float) -> bool:
+        """Whether the key of a token is the one that `issue` would use for it now. Raises as that does."""
+        return self._keyring.signer(Use.ISSUE, now, token.expires_at).kid == token.kid
 
     def verify(self, text: object, now: float) -> PrincipalToken:
         """The principal of a token that this process accepts now, or `AuthenticationError`."""

@@ -14,7 +14,8 @@ from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.core.string_enum import StringEnum
 from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
 from taskiq_flow_security.tokens import jws
-from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import Key, Use
 
 
 class Purpose(StringEnum):

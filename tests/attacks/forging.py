@@ -10,7 +10,8 @@ from typing import Any
 from pydantic_core import to_json
 from taskiq.message import TaskiqMessage
 
-from taskiq_flow_security.tokens.keyring import Key, Keyring, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import Key, Use
 from tests.integration.inmemory.harness import SECRET, STRANGER_SECRET
 
 PRINCIPAL = "taskiq_flow_principal"

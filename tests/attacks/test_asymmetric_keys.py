@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from taskiq_flow_security import AuthenticationError, ConfigurationError, FlowSecurity, TaskiqFlowConfig
-from taskiq_flow_security.tokens.keyring import Key, Keyring, KeySpec, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import Key, KeySpec, Use
 from tests.attacks.forging import (
     PRINCIPAL,
     SIGNATURE,

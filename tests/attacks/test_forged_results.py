@@ -24,7 +24,8 @@ from taskiq.serializers import CBORSerializer, JSONSerializer, PickleSerializer
 from taskiq_flow_security import ResultVerificationError
 from taskiq_flow_security.results.seal import MARK
 from taskiq_flow_security.tokens import jws
-from taskiq_flow_security.tokens.keyring import Keyring, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import Use
 from taskiq_flow_security.tokens.message_signature import MessageSigner
 from taskiq_flow_security.tokens.result_signature import Binding, Purpose
 from tests.attacks.forging import SIGNATURE, read, write

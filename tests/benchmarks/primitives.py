@@ -24,7 +24,8 @@ from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.guard import Guard
 from taskiq_flow_security.core.policy import AccessRequest
 from taskiq_flow_security.core.revocations import Revocations
-from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import KeySpec, Use
 from taskiq_flow_security.tokens.message_signature import Delegation
 from taskiq_flow_security.tokens.principal_token import PrincipalTokens
 from tests.benchmarks.guarded import (

@@ -12,7 +12,8 @@ from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.live_policy import signature
 from taskiq_flow_security.live_policy.document import PolicyDocument, Revoked
 from taskiq_flow_security.live_policy.signature import PolicySigner
-from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import KeySpec, Use
 from taskiq_flow_security.tokens.principal_token import PrincipalTokens
 from tests.unit.tokens.keys import ALGORITHMS, NOW, OTHER_SECRET, PRIVATE, keyring, public_spec, spec
 

@@ -13,7 +13,7 @@ from taskiq_flow_security.runs.events import RunEvent, RunEventKind
 from taskiq_flow_security.runs.records import Run, RunOutcome, RunState
 from taskiq_flow_security.runs.signatures import EVENTS_TTL, EventBatch, RunSignatures
 from taskiq_flow_security.tokens import jws
-from taskiq_flow_security.tokens.keyring import KeySpec, Use
+from taskiq_flow_security.tokens.keys import KeySpec, Use
 from taskiq_flow_security.tokens.message_signature import MessageSigner
 from taskiq_flow_security.tokens.principal_token import PrincipalTokens
 from tests.unit.runs.events import NOW, event, run

@@ -7,7 +7,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import KeySpec, Use
 
 NOW = 1_800_000_000.0
 SECRET = "a-secret-of-more-than-32-bytes-0123456789"

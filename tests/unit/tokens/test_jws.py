@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from taskiq_flow_security import AuthenticationError
 from taskiq_flow_security.tokens import jws
-from taskiq_flow_security.tokens.keyring import Use
+from taskiq_flow_security.tokens.keys import Use
 from tests.unit.tokens.keys import NOW, OTHER_SECRET, keyring, spec
 
 HEADER: dict[str, Any] = {"alg": "HS256", "kid": "one", "typ": "test+jwt"}

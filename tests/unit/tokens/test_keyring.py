@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskiq_flow_security import AuthenticationError, ConfigurationError
-from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import KeySpec, Use
 from tests.unit.tokens.keys import (
     ALGORITHMS,
     NOW,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from taskiq_flow_security import AuthenticationError, Permission
 from taskiq_flow_security.core.principal import Scope
 from taskiq_flow_security.tokens import jws
-from taskiq_flow_security.tokens.keyring import KeySpec, Use
+from taskiq_flow_security.tokens.keys import KeySpec, Use
 from taskiq_flow_security.tokens.message_signature import Delegation, MessageSignature, MessageSigner
 from tests.unit.tokens.keys import ALGORITHMS, NOW, OTHER_SECRET, PRIVATE, keyring, public_spec, spec
 from tests.unit.tokens.test_jws import json_values

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from taskiq_flow_security import AuthenticationError, Permission, Principal
 from taskiq_flow_security.core.principal import Scope
 from taskiq_flow_security.tokens import jws, principal_token
-from taskiq_flow_security.tokens.keyring import Keyring, KeySpec, Use
+from taskiq_flow_security.tokens.keyring import Keyring
+from taskiq_flow_security.tokens.keys import KeySpec, Use
 from taskiq_flow_security.tokens.principal_token import PrincipalTokens
 from tests.unit.tokens.keys import ALGORITHMS, NOW, OTHER_SECRET, PRIVATE, keyring, public_spec, spec
 from tests.unit.tokens.test_jws import json_values

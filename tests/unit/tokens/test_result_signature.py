@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from taskiq_flow_security import AuthenticationError, UnsignableMessageError
 from taskiq_flow_security.tokens import jws
-from taskiq_flow_security.tokens.keyring import KeySpec, Use
+from taskiq_flow_security.tokens.keys import KeySpec, Use
 from taskiq_flow_security.tokens.message_signature import MessageSigner
 from taskiq_flow_security.tokens.result_signature import Binding, Purpose, ResultSigner
 from tests.unit.tokens.keys import ALGORITHMS, NOW, OTHER_SECRET, keyring, public_spec, spec
