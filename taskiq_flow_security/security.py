@@ -59,6 +59,8 @@ class FlowSecurity:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
+        self._enabled = config.security_enabled
+        self._monitoring = config.enforcement == "monitor"
         self.audit = audit or from_config.audit(config)
         self.clock = clock
         self.rate_limits: RateLimits | None = None
@@ -105,12 +107,12 @@ class FlowSecurity:
     @property
     def enabled(self) -> bool:
         """Whether anything is secured at all."""
-        return self.config.security_enabled
+        return self._enabled
 
     @property
     def monitoring(self) -> bool:
         """Whether what should be refused is only recorded."""
-        return self.config.enforcement == "monitor"
+        return self._monitoring
 
     @property
     def policy(self) -> Policy:

@@ -20,6 +20,8 @@ from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AccessDeniedError, ConfigurationError
 
+_EXECUTE = Permission.EXECUTE
+
 
 def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
     """The request that running this message is. `task` is the task as it is registered in this process, if it is.
@@ -28,7 +30,7 @@ def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
     """
     pipeline = _pipeline(message, task)
     if task is None:
-        return AccessRequest(Permission.EXECUTE, pipeline, message.task_name)
+        return AccessRequest(_EXECUTE, pipeline, message.task_name)
     if message.kwargs and not _dependencies(task.original_func).isdisjoint(message.kwargs):
         raise AccessDeniedError(
             Reason.DEPENDENCY_IN_ARGUMENTS,
@@ -37,14 +39,8 @@ def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
         )
     guard = guard_of(task.original_func)
     if guard is None or guard.predicate is None:
-        return AccessRequest(Permission.EXECUTE, pipeline, message.task_name, guard)
-    return AccessRequest(
-        Permission.EXECUTE,
-        pipeline,
-        message.task_name,
-        guard,
-        _arguments(message, task),
-    )
+        return AccessRequest(_EXECUTE, pipeline, message.task_name, guard)
+    return AccessRequest(_EXECUTE, pipeline, message.task_name, guard, _arguments(message, task))
 
 
 def access_denied(principal: Principal, request: AccessRequest, decision: Decision) -> AccessDeniedError:

@@ -51,6 +51,9 @@ class Decider:
         self._verifier = verifier
         self._replays = replays
         self._limits = KickLimits(security)
+        self._leeway = security.config.clock_leeway
+        self._max_depth = security.config.max_delegation_depth
+        self._limits_runs = security.config.rate_limits_on_workers
 
     async def admit(self, message: TaskiqMessage) -> Delivery:
         """Decide whether the message may run, and act as its principal if so.
@@ -93,10 +96,10 @@ class Decider:
         for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
             try:
                 if waited:
-                    delivery.check_times(security.clock(), security.config.clock_leeway)
+                    delivery.check_times(security.clock(), self._leeway)
                 await self._replays.check(message, delivery)
                 request = self._decide_now(message, delivery)
-                if not delivery.counted and (security.config.rate_limits_on_workers or request.guard is not None):
+                if not delivery.counted and (self._limits_runs or request.guard is not None):
                     await self._count(message, delivery, request)
                 if request.guard is not None and request.guard.at_most_once:
                     await self._replays.claim(delivery)  # last, so that nothing claimed waits or is denied
@@ -132,7 +135,7 @@ class Decider:
         assert principal is not None
         if signature.denied is not None:
             raise AccessDeniedError(signature.denied, "The process that wanted to kick this task may not.")
-        if len(signature.delegation.actors) > security.config.max_delegation_depth:
+        if len(signature.delegation.actors) > self._max_depth:
             raise AccessDeniedError(Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another.")
         if "ack_type" in message.labels and not _knows_ack_type(message):
             raise AccessDeniedError(Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows.")
@@ -142,9 +145,9 @@ class Decider:
                     raise AccessDeniedError(Reason.REVOKED, f"The message or its principal has been revoked ({rule}).")
         request = delivery.request = access_request(message, delivery.task)
         decision = delivery.decision = security.authorization.decide(principal, request)
-        if decision.reason is Reason.POLICY_STALE:
-            raise BackendUnavailableError("Nobody can tell now what the policy is.")
         if not decision.allowed:
+            if decision.reason is Reason.POLICY_STALE:
+                raise BackendUnavailableError("Nobody can tell now what the policy is.")
             raise access_denied(principal, request, decision)
         return request
 
@@ -156,7 +159,7 @@ class Decider:
         assert delivery.principal is not None  # it was verified
         assert delivery.signature is not None
         try:
-            if self._security.config.rate_limits_on_workers:
+            if self._limits_runs:
                 await self._limits.count_run(delivery.principal, request)
             elif not delivery.signature.counted:
                 await self._limits.count_guarded(delivery.principal, request)

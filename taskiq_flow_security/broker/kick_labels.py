@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from taskiq.labels import LabelType
 from taskiq.message import TaskiqMessage
 
@@ -9,13 +11,12 @@ from taskiq_flow_security.broker import wire
 from taskiq_flow_security.broker.access_requests import check_pipeline
 from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.wire import DELAY_LABEL, PIPELINE_LABEL, QUEUE_TTL_LABEL
-from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AccessDeniedError, ConfigurationError, UnsignableMessageError
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 _SHORT = 200
-"""Characters of a label that is too short to hold a principal."""
+"""Characters of labels that are too short to hold a principal."""
 
 
 def check_credentials(message: TaskiqMessage, task: Task | None) -> None:
@@ -29,6 +30,8 @@ def check_credentials(message: TaskiqMessage, task: Task | None) -> None:
             "TaskIQ gives all kickers of a shared task the same labels, so that they cannot carry a principal; kick it "
             "inside `with security.acting_as(principal):`."
         )
+    if sum(map(len, map(str, message.labels.values()))) <= _SHORT:
+        return
     for name, value in message.labels.items():
         if len(str(value)) > _SHORT and name != PRINCIPAL_LABEL and _holds_principal(wire.read_label(message, name)):
             # Pipeline libraries keep the labels of their next steps in one.
@@ -62,22 +65,21 @@ def name_pipeline(message: TaskiqMessage, pipeline: str | None, task: Task | Non
         )
 
 
-def time_to_live(message: TaskiqMessage, config: TaskiqFlowConfig) -> float:
-    """Seconds that the message may wait: the task's own time to live or the default, and any delay that it has.
+def time_to_live(labels: dict[str, Any], default: float, at_most: float) -> float:
+    """Seconds that a message with these labels may wait: its own time to live or the default, and any delay it has.
 
-    Raises `UnsignableMessageError` for labels that do not say so.
+    Raises `UnsignableMessageError` for labels that do not say so, or say more than `at_most`.
     """
-    labels = message.labels
     if QUEUE_TTL_LABEL not in labels and DELAY_LABEL not in labels:
-        return config.queue_ttl
+        return default
     try:
-        ttl = float(labels.get(QUEUE_TTL_LABEL, config.queue_ttl))
+        ttl = float(labels.get(QUEUE_TTL_LABEL, default))
         delay = float(labels.get(DELAY_LABEL, 0))
     except (TypeError, ValueError):
         ttl = delay = -1
     if not (ttl > 0 and delay >= 0):
         raise UnsignableMessageError("The labels queue_ttl and delay must be numbers of seconds, queue_ttl above 0.")
-    if not ttl + delay <= config.principal_ttl:
+    if not ttl + delay <= at_most:
         raise UnsignableMessageError(
             "The message may wait longer (queue_ttl and delay) than its principal is accepted; shorten that, or raise "
             "principal_ttl."

@@ -16,6 +16,7 @@ from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import arrivals, kicks, refusal, run_events
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker.access_requests import check_pipeline
+from taskiq_flow_security.broker.arrivals import Listen
 from taskiq_flow_security.broker.decider import Decider
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.fidelity import Fidelity
@@ -47,7 +48,11 @@ class SecurityMiddleware(TaskiqMiddleware):
         super().__init__()
         self.security = security
         self._broadcast = broadcast
+        # What it has put in place, by which it knows when that was replaced.
         self._formatter: SigningFormatter | None = None
+        self._kick: SendMessage | None = None
+        self._listen: Listen | None = None
+        self._overrides: object = None
 
     @staticmethod
     def of(broker: AsyncBroker) -> SecurityMiddleware | None:
@@ -133,31 +138,32 @@ class SecurityMiddleware(TaskiqMiddleware):
     async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         """Tell that the function has returned; give a refused message its result."""
         delivery = deliveries.current.get()
-        if delivery is not None:
-            delivery.executed = delivery.finished = True
-            if not result.is_err:
-                run_events.completed(self.security, message, delivery)
-            if delivery.refusal is not None:
-                await refusal.settle(message, delivery, result)
-            if not delivery.kept:  # nor acked, so that nothing can be lost any more that a copy would bring back
-                self._replays.note(delivery)
+        if delivery is None:
+            return
+        delivery.executed = delivery.finished = True
+        if delivery.refusal is not None:
+            await refusal.settle(message, delivery, result)
+        elif not result.is_err:
+            run_events.completed(self.security, message, delivery)
+        if not delivery.kept:  # nor acked, so that nothing can be lost any more that a copy would bring back
+            self._replays.note(delivery)
 
     def _install(self) -> None:
         """Put in place what is not, or no longer."""
         broker = self.broker
-        if not getattr(broker.kick, "isolated", False):
-            # Instance attributes come first: this is the broker's own kick, for this broker.
-            broker.kick = _isolated(broker.kick)  # type: ignore[assignment]
-        if not getattr(broker.listen, "observed", False):
-            broker.listen = arrivals.observed(broker.listen, self._replays)  # type: ignore[method-assign]  # as its kick
-        if not isinstance(broker.dependency_overrides, DependencyOverrides):
-            broker.dependency_overrides = DependencyOverrides(broker.dependency_overrides)  # type: ignore[assignment]  # all that is done with it is what a mapping can do
-        if broker.formatter is self._formatter:
-            return
-        if self._formatter is not None:
-            self._formatter.retire()
-        self._formatter = SigningFormatter(broker.formatter, self.sender, self._verifier)
-        broker.formatter = self._formatter
+        # Instance attributes come first: these are the broker's own methods, for this broker.
+        if broker.kick is not self._kick:
+            broker.kick = self._kick = _isolated(broker.kick)  # type: ignore[assignment]
+        if broker.listen is not self._listen:
+            broker.listen = self._listen = arrivals.observed(broker.listen, self._replays)  # type: ignore[method-assign]
+        if broker.dependency_overrides is not self._overrides:
+            overrides = DependencyOverrides(broker.dependency_overrides)
+            broker.dependency_overrides = self._overrides = overrides  # type: ignore[assignment]  # all that is done with it is what a mapping can do
+        if broker.formatter is not self._formatter:
+            if self._formatter is not None:
+                self._formatter.retire()
+            self._formatter = SigningFormatter(broker.formatter, self.sender, self._verifier)
+            broker.formatter = self._formatter
 
     def _check_format(self) -> None:
         if self.security.enabled and self._formatter and not self._verifier.may_read(self._formatter.inner):
@@ -182,5 +188,4 @@ def _isolated(send: SendMessage) -> SendMessage:
             acting.become(actor)
             deliveries.current.set(delivery)
 
-    isolated_kick.isolated = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
     return isolated_kick

@@ -27,6 +27,8 @@ from taskiq_flow_security.tokens.message_signature import MessageSignature
 _waits = Losses(logging.getLogger(__name__), "messages wait")
 _unnoted = Losses(logging.getLogger(__name__), "messages have completed and could not be noted as such")
 
+_COMPLETED = Progress.COMPLETED
+
 _AWAY = "the store of those that have completed is away"
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 0.5
@@ -121,7 +123,7 @@ class Replays:
         """Note in this process that a message has completed; whether it was let run, and has."""
         if self._own is None or delivery.signature is None or delivery.admitted is None:
             return False
-        self._own.note(delivery.signature, Progress.COMPLETED)
+        self._own.note(delivery.signature, _COMPLETED)
         return True
 
     async def _complete(self, shared: SharedReplays, delivery: Delivery, signature: MessageSignature) -> None:

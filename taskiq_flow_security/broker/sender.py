@@ -44,6 +44,9 @@ class Sender:
         self._broker = broker
         self._fidelity = fidelity
         self._limits = KickLimits(security)
+        self._queue_ttl = security.config.queue_ttl
+        self._principal_ttl = security.config.principal_ttl
+        self._max_depth = security.config.max_delegation_depth
 
     async def authorize(self, message: TaskiqMessage) -> None:
         """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
@@ -86,18 +89,18 @@ class Sender:
         name_pipeline(message, made_for, task)
         kick.request = request = access_request(message, task)
         kick.decision = decision = security.authorization.decide(actor.principal, request)
-        if decision.reason is Reason.POLICY_STALE:
-            if kick.by_hook:
-                return  # a worker decides about it when it can
-            raise BackendUnavailableError("Nobody can tell now what the policy is; try again later.")
         if not decision.allowed:
+            if decision.reason is Reason.POLICY_STALE:
+                if kick.by_hook:
+                    return  # a worker decides about it when it can
+                raise BackendUnavailableError("Nobody can tell now what the policy is; try again later.")
             raise access_denied(actor.principal, request, decision)
-        if actor.actors and len(kick.actors(actor)) > security.config.max_delegation_depth:
+        if actor.actors and len(kick.actors(actor)) > self._max_depth:
             raise AccessDeniedError(
                 Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another; see max_delegation_depth."
             )
         now = security.clock()
-        expires_at = kick.expires_at(time_to_live(message, security.config), actor, now)
+        expires_at = self._expires_at(kick, actor, now)
         kick.token = security.issuer.token_for(actor, now, expires_at)  # while it can be said in the caller
 
     def counts(self, kick: Kick) -> bool:
@@ -154,7 +157,7 @@ class Sender:
         security, message = self._security, kick.message
         now = security.clock()
         actor = kick.actor = kick.actor or self._actor_of(kick)
-        expires_at = kick.expires_at(time_to_live(message, security.config), actor, now)
+        expires_at = self._expires_at(kick, actor, now)
         token = self._token_of(kick, actor, now, expires_at)
         data = wire.to_sign(message, token.text)
         as_signed = signed_json.is_sent_by(inner)
@@ -181,6 +184,13 @@ class Sender:
             message=signed_json.join(payload, text),
             labels=labels,
         )
+
+    def _expires_at(self, kick: Kick, actor: Acting, now: float) -> float:
+        """When the message is too old to run. For what is tried again its time counts from the first kick."""
+        ends = now + time_to_live(kick.message.labels, self._queue_ttl, self._principal_ttl)
+        if kick.retries and kick.delivery is not None and kick.delivery.signature is not None:
+            ends = min(ends, kick.delivery.signature.expires_at)
+        return ends if actor.until is None else min(ends, actor.until)
 
     def _token_of(self, kick: Kick, actor: Acting, now: float, expires_at: float) -> PrincipalToken:
         if actor.token is not None and kick.by_hook:
@@ -261,7 +271,10 @@ class Sender:
 
 def delegation(kick: Kick, actor: Acting, token: PrincipalToken) -> Delegation:
     """On what terms the actor passes the principal on with a kick that the token proves."""
-    actors, scope, pipeline = kick.actors(actor), actor.principal.scope, kick.pipeline(actor)
+    scope = actor.principal.scope
+    if kick.delivery is None and not actor.actors and actor.pipeline is None and scope is token.principal.scope:
+        return NOT_DELEGATED  # as most are
+    actors, pipeline = kick.actors(actor), kick.pipeline(actor)
     if scope is token.principal.scope or scope == token.principal.scope:
         scope = UNRESTRICTED
     if pipeline is not None and pipeline == wire.read_label(kick.message, PIPELINE_LABEL):

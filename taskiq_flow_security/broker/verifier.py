@@ -40,6 +40,8 @@ _MAX_ID_LENGTH = 256
 _ORDINARY_ID = re.compile(r"[\w.-]{0,128}", re.ASCII)
 """An id under which the refusal of a forged message is stored. Others might be the names of something else there."""
 
+_FIRE = Use.FIRE
+
 _STALE = frozenset({Reason.EXPIRED, Reason.NOT_YET_VALID})
 """The reasons of a message that is genuine, but not now."""
 
@@ -54,6 +56,7 @@ class Verifier:
         self._broker = broker
         self._fidelity = fidelity
         self._unknown_tasks = unknown_tasks
+        self._leeway = security.config.clock_leeway
 
     def may_read(self, inner: TaskiqFormatter) -> bool:
         """Whether the broker's format can be trusted with bytes that nobody has verified yet."""
@@ -101,7 +104,8 @@ class Verifier:
             return None
         try:
             signature = self._security.messages.read(signed.signature, signed.payload, now)
-            return TaskiqMessage.model_validate_json(signed.payload), signature
+            message: TaskiqMessage = TaskiqMessage.__pydantic_validator__.validate_json(signed.payload)
+            return message, signature
         except (AuthenticationError, ValueError):
             return None  # the same will come of it where it is said whose message it is
 
@@ -135,11 +139,12 @@ class Verifier:
             delivery.principal = delivery.token.principal.within(delivery.signature.delegation.scope)
             if wire.unreadable_labels(message):
                 raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.")
-            _check_schedule(message, delivery.token, delivery.signature)
+            if delivery.token.schedule is not None or delivery.signature.use is _FIRE:
+                _check_schedule(message, delivery.token, delivery.signature)
         finally:
             message.labels.pop(PRINCIPAL_LABEL, None)
         # Only now, so that it is known whose message comes too late.
-        delivery.check_times(now, security.config.clock_leeway)
+        delivery.check_times(now, self._leeway)
 
     def _reject(self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError) -> None:
         """Note that a message could not be verified, and keep what is in it from all others."""
@@ -167,7 +172,7 @@ def _check_schedule(message: TaskiqMessage, token: PrincipalToken, signature: Me
     A key that is for schedules only sends nothing else.
     """
     granted = token.schedule
-    if signature.use is Use.FIRE:
+    if signature.use is _FIRE:
         if granted is None or signature.delegation.actors:
             raise AuthenticationError(Reason.WRONG_TASK, "The key that signed this is for schedules only.")
     elif granted is None or signature.delegation.actors:

@@ -37,6 +37,9 @@ class WireMessage(TypedDict):
     kwargs: dict[str, Any]
 
 
+_TEXT = LabelType.STR.value
+"""The type of a label that is text."""
+
 _MAX_DEPTH = 200
 """pydantic-core reads JSON up to this depth."""
 
@@ -166,7 +169,7 @@ def unreadable_labels(message: TaskiqMessage) -> list[str]:
     """The labels that are not of the type they claim, for which TaskIQ would drop the message."""
     unreadable = []
     for name, label_type in (message.labels_types or {}).items():
-        if label_type != LabelType.STR and name in message.labels:
+        if label_type != _TEXT and name in message.labels:
             try:
                 parse_label(message.labels[name], label_type)
             except Exception:  # noqa: BLE001 (as TaskIQ's receiver does)
@@ -184,7 +187,7 @@ def read_label(message: TaskiqMessage, name: str) -> object:
     value = message.labels.get(name)
     if isinstance(value, str) and message.labels_types is not None:
         label_type = message.labels_types.get(name)
-        return value if label_type == LabelType.STR else parse_label(value, label_type)
+        return value if label_type == _TEXT else parse_label(value, label_type)
     return value
 
 

@@ -178,11 +178,11 @@ def _outside(scope: Scope, request: AccessRequest) -> str | None:
 
 
 def _invalid_resource(request: AccessRequest) -> str | None:
-    if not isinstance(request.permission, Permission):
+    permission, pipeline, task, _, _, endpoint = request
+    if not isinstance(permission, Permission):
         return "unknown permission"
-    pipeline = request.pipeline
     if pipeline is None:
-        name = request.endpoint if request.task is None else request.task
+        name = endpoint if task is None else task
         return None if isinstance(name, str) and name else "no pipeline, task or endpoint"
     if not isinstance(pipeline, str) or pipeline in _NO_PIPELINES or pipeline.startswith(_OTHER_PREFIXES):
         return "not the name of a pipeline"

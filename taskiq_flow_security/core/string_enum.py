@@ -6,7 +6,10 @@ from enum import Enum
 
 
 class StringEnum(str, Enum):
-    """What `enum.StrEnum` is from Python 3.11 on: a member prints as its value."""
+    """What `enum.StrEnum` is from Python 3.11 on: a member prints as its value.
+
+    Before Python 3.12 each ``Name.MEMBER`` runs a function: one that every message asks for is bound to a name.
+    """
 
     # It equals its value, so it must be found by it; and `Enum`'s own hash is made in Python.
     __hash__ = str.__hash__

@@ -82,7 +82,7 @@ def parse(token: object) -> Jws:
 def read_header(jws: Jws, kind: type[H], typ: str) -> H:
     """The header of a token that must be of this kind."""
     try:
-        header = kind.model_validate_json(decode_any(jws.protected))
+        header: H = kind.__pydantic_validator__.validate_json(decode_any(jws.protected))  # the quickest way in
     except ValidationError:
         raise malformed() from None
     if header.typ != typ:

@@ -24,6 +24,8 @@ TYP = "taskiq-message+jws"
 SCHEDULE_TYP = "taskiq-schedule+jws"
 """Of what signs a schedule in its store, in the same way, which is no message."""
 
+_SEND, _FIRE = Use.SEND, Use.FIRE
+
 
 class Delegation(NamedTuple):
     """On what terms a message is sent in its principal's name."""
@@ -49,7 +51,7 @@ class MessageSignature(NamedTuple):
     delegation: Delegation = NOT_DELEGATED
     denied: str | None = None
     """Why the sender itself denies that this may run, if it does: somebody may wait for the message to be refused."""
-    use: Use = Use.SEND
+    use: Use = _SEND
     """What its key is for: `Use.FIRE` where that is what schedules send as they were granted, and nothing else."""
     counted: bool = False
     """Whether the kick was counted against the rate limit of its task's guard, which its sender may not know."""
@@ -93,7 +95,7 @@ class MessageSigner:
 
         Raises `AuthenticationError` where this process has no key to do that with.
         """
-        use = Use.FIRE if fires and not self._keyring.signs(Use.SEND, now) else Use.SEND
+        use = _FIRE if fires and not self._keyring.signs(_SEND, now) else _SEND
         key = self._keyring.signer(use, now, expires_at)
         signature = MessageSignature(key.kid, jti or new_id(), now, int(expires_at), delegation, denied, use, counted)
         terms = "" if delegation is NOT_DELEGATED and denied is None and not counted else _terms(signature)
@@ -117,7 +119,7 @@ class MessageSigner:
         header = jws.read_header(token, _Header, self._typ)
         if header.b64:
             raise jws.malformed()
-        key = self._keyring.verifier(Use.SEND, header.kid, now, self._leeway, or_else=Use.FIRE)
+        key = self._keyring.verifier(_SEND, header.kid, now, self._leeway, or_else=_FIRE)
         jws.verify(token, header.alg, payload, key)
         delegation = NOT_DELEGATED
         if header.act or header.scope is not None or header.pipeline is not None:

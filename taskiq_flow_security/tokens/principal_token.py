@@ -22,6 +22,7 @@ PRINCIPAL_LABEL = "taskiq_flow_principal"
 
 TYP = "taskiq-principal+jwt"
 _CACHE_SIZE = 4096
+_ISSUE = Use.ISSUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class PrincipalTokens:
 
         Raises `AuthenticationError` where this process has no key to issue with.
         """
-        key = self._keyring.signer(Use.ISSUE, now, expires_at)
+        key = self._keyring.signer(_ISSUE, now, expires_at)
         header = JwsHeader(alg=key.alg, kid=key.kid, typ=TYP)
         claims = _Claims(
             iss=self._issuer,
@@ -119,7 +120,7 @@ class PrincipalTokens:
 
     def by_present_key(self, token: PrincipalToken, now: float) -> bool:
         """Whether the key of a token is the one that `issue` would use for it now. Raises as that does."""
-        return self._keyring.signer(Use.ISSUE, now, token.expires_at).kid == token.kid
+        return self._keyring.signer(_ISSUE, now, token.expires_at).kid == token.kid
 
     def verify(self, text: object, now: float) -> PrincipalToken:
         """The principal of a token that this process accepts now, or `AuthenticationError`."""
@@ -135,7 +136,7 @@ class PrincipalTokens:
         """As `verify`, but whenever the token is valid: `check_times` has to follow."""
         token = self._verified.get(text) if isinstance(text, str) else None
         if token is not None:
-            self._keyring.verifier(Use.ISSUE, token.kid, now, self._leeway)
+            self._keyring.verifier(_ISSUE, token.kid, now, self._leeway)
         else:
             token = self._verify(text, now)
         return token
@@ -143,7 +144,7 @@ class PrincipalTokens:
     def _verify(self, text: object, now: float) -> PrincipalToken:
         parsed = jws.parse(text)
         header = jws.read_header(parsed, JwsHeader, TYP)
-        key = self._keyring.verifier(Use.ISSUE, header.kid, now, self._leeway)
+        key = self._keyring.verifier(_ISSUE, header.kid, now, self._leeway)
         jws.verify(parsed, header.alg, parsed.payload, key)
         try:
             claims = _Claims.model_validate_json(jws.decode_segment(parsed.payload))
