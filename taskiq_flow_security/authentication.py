@@ -64,10 +64,10 @@ class Authentication:
         if self._audit.records(Outcome.ALLOW):
             self._audit.record(
                 AuditEvent(
-                    event=EventName.AUTHN_LOGIN_SUCCESS,
-                    time=self._clock(),
-                    outcome=Outcome.ALLOW,
-                    reason="api_key" if principal.api_key_id else "bearer",
+                    EventName.AUTHN_LOGIN_SUCCESS,
+                    self._clock(),
+                    Outcome.ALLOW,
+                    "api_key" if principal.api_key_id else "bearer",
                     sub=principal.subject,
                     roles=principal.roles,
                     txn=principal.txn,

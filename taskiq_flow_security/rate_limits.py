@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from operator import itemgetter
@@ -52,7 +52,7 @@ class MemoryWindows:
     """
 
     def __init__(self) -> None:
-        self._windows: dict[int, OrderedDict[tuple[object, ...], list[float]]] = {}
+        self._windows: defaultdict[int, OrderedDict[tuple[object, ...], list[float]]] = defaultdict(OrderedDict)
 
     @property
     def remembered(self) -> int:
@@ -63,20 +63,20 @@ class MemoryWindows:
         """Count one use, if the last `seconds` saw less than `amount`; else, seconds until the next one can be."""
         now = time.time()
         expired = now - seconds
-        windows = self._windows.get(seconds)
-        if windows is None:
-            windows = self._windows[seconds] = OrderedDict()
+        windows = self._windows[seconds]
         key = (amount, *identifiers)
         hits = windows.get(key)
         if hits is None:
-            hits = []
-        elif hits[0] <= expired:
-            del hits[: bisect_right(hits, expired)]
-        if len(hits) >= amount:
-            return hits[0] - expired if hits else float(seconds)
-        hits.append(now)
-        windows[key] = hits
-        windows.move_to_end(key)
+            if amount == 0:
+                return float(seconds)
+            windows[key] = [now]
+        else:
+            if hits[0] <= expired:
+                del hits[: bisect_right(hits, expired)]
+            if len(hits) >= amount:
+                return hits[0] - expired
+            hits.append(now)
+            windows.move_to_end(key)
         self._drop_old(windows, expired)
         return None
 

@@ -63,24 +63,32 @@ class TrustedProxies:
         peer = scope.get("client")
         address = _normal(peer[0]) if peer else UNIX_SOCKET
         secure = scope.get("scheme") in _SECURE
-        if not self._as_the_server and (FORWARDED_FOR in headers or FORWARDED_PROTO in headers):
-            rewritten = peer is not None and _rewritten(address, peer[1], _items(headers.get(FORWARDED_FOR)))
+        forwarded, protocol = headers.get(FORWARDED_FOR), headers.get(FORWARDED_PROTO)
+        if forwarded is None and protocol is None:
+            return Client(address, secure)
+        if not self._as_the_server:
+            rewritten = peer is not None and _rewritten(address, peer[1], _items(forwarded))
             if rewritten or (secure and not self._trusts(address)):
                 self._warn()
                 return Client(UNKNOWN if rewritten else address, secure=False)
         if not self._trusts(address):
             return Client(address, secure)
-        protocol = headers.get(FORWARDED_PROTO)
         if protocol is not None:
             secure = protocol[-1].rpartition(b",")[2].strip().lower() in _SECURE_BYTES
-        for item in reversed(_items(headers[FORWARDED_FOR]) if FORWARDED_FOR in headers else ()):
-            forwarded = _address(item)
-            if forwarded is None:
+        if forwarded is not None:
+            address = self._outermost(address, forwarded)
+        return Client(address, secure)
+
+    def _outermost(self, address: str, forwarded: list[bytes]) -> str:
+        """The last address, read from the right, that somebody who is trusted has written."""
+        for item in reversed(_items(forwarded)):
+            before = _address(item)
+            if before is None:
                 break  # whoever wrote that is not to be believed; the last address before it is
-            address = forwarded
+            address = before
             if not self._trusts(address):
                 break
-        return Client(address, secure)
+        return address
 
     def _warn(self) -> None:
         if not self._has_warned:

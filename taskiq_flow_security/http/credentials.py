@@ -46,7 +46,7 @@ def find_credentials(headers: Headers, query: bytes) -> Credentials | None:
             Reason.SEVERAL_CREDENTIALS, "Send one credential: X-API-Key or Authorization, and only once."
         )
     if keys:
-        return Credentials(api_key=keys[0].decode("latin-1"))
+        return Credentials(keys[0].decode("latin-1"))
     scheme, _, token = (authorizations or [b""])[0].decode("latin-1").partition(" ")
     if scheme.lower() != "bearer":
         raise AuthenticationError(

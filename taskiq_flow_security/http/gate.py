@@ -36,9 +36,9 @@ _UNREADABLE = Client(UNKNOWN, secure=False)
 UNKNOWN_ENDPOINT = "unknown"
 """The endpoint of a path that no rule knows."""
 
-_HEADERS = frozenset(
-    {credentials.API_KEY, credentials.AUTHORIZATION, FORWARDED_FOR, FORWARDED_PROTO, b"host", b"origin"}
-)
+_OF_REQUESTS = frozenset({credentials.API_KEY, credentials.AUTHORIZATION, FORWARDED_FOR, FORWARDED_PROTO})
+_OF_HANDSHAKES = _OF_REQUESTS | {b"host", b"origin"}
+"""The headers that decisions are made on."""
 
 
 @dataclass(slots=True)
@@ -68,6 +68,7 @@ class Gate:
         self.security = security
         self._rules = RuleTable(tuple(rules))
         config = security.config
+        self._https_required = config.require_https
         self._proxies = TrustedProxies(config.trusted_proxies)
         self._limits: EndpointLimits | None = None
         self._failed_logins: FailedLogins | None = None
@@ -83,7 +84,8 @@ class Gate:
         """Read from a connection's scope what decisions are made on. Never raises; `require_https` will."""
         txn = new_id()
         try:
-            headers = select_headers(scope["headers"], _HEADERS)
+            names = _OF_HANDSHAKES if scope["type"] == "websocket" else _OF_REQUESTS
+            headers = select_headers(scope["headers"], names)
             client = self._proxies.client(scope, headers)
             return Visit(client, headers, scope.get("query_string", b""), self._find(scope), txn)
         except Exception as error:  # noqa: BLE001 (whatever it is, it is a reason to refuse, which is recorded)
@@ -105,7 +107,7 @@ class Gate:
         """
         if visit.error is not None:
             raise visit.error
-        if self.security.config.require_https and not visit.client.secure:
+        if self._https_required and not visit.client.secure:
             raise AccessDeniedError(Reason.HTTPS_REQUIRED, "Use HTTPS or WSS; this connection is not encrypted.")
 
     async def credentials(self, visit: Visit) -> Credentials | None:
@@ -197,8 +199,9 @@ class Gate:
         return None if self.security.monitoring else error
 
     def _find(self, scope: Scope) -> Match | None:
-        method = WEBSOCKET if scope["type"] == "websocket" else scope["method"]
-        if method == WEBSOCKET and scope["type"] != "websocket":
+        if scope["type"] == "websocket":
+            method = WEBSOCKET
+        elif (method := scope["method"]) == WEBSOCKET:
             return None  # a request may have any word for a method
         if not is_plain(scope.get("raw_path") or b""):
             return None
@@ -230,16 +233,19 @@ class Gate:
                 security.clock(),
                 outcome,
                 reason,
-                rule=None if decision is None else decision.rule,
-                policy_hash=security.policy.hash,
-                sub=None if principal is None else principal.subject,
-                roles=frozenset() if principal is None else principal.roles,
-                pipeline=None if match is None else match.pipeline,
-                permission=None if match is None else match.rule.permission,
-                task=f"{ENDPOINT_PREFIX}{visit.endpoint}",
-                txn=visit.txn,
-                key_id=None if principal is None else principal.api_key_id,
-                ip=visit.client.address,
+                None if decision is None else decision.rule,
+                security.policy.hash,
+                None if principal is None else principal.subject,
+                None,
+                frozenset() if principal is None else principal.roles,
+                None if match is None else match.pipeline,
+                None if match is None else match.rule.permission,
+                f"{ENDPOINT_PREFIX}{visit.endpoint}",
+                None,
+                visit.txn,
+                None,
+                None if principal is None else principal.api_key_id,
+                visit.client.address,
             )
         )
 
