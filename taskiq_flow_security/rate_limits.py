@@ -35,6 +35,10 @@ _REMEMBERED = 100_000
 """How many identities are counted in memory at most, for each length of a window; the ones longest unseen go first."""
 
 
+_Counted = tuple[int, tuple[str, ...]]
+"""Whose hits are counted, against which amount."""
+
+
 class Hit(NamedTuple):
     """One use of what is limited."""
 
@@ -52,7 +56,7 @@ class MemoryWindows:
     """
 
     def __init__(self) -> None:
-        self._windows: defaultdict[int, OrderedDict[tuple[object, ...], list[float]]] = defaultdict(OrderedDict)
+        self._windows: defaultdict[int, OrderedDict[_Counted, list[float]]] = defaultdict(OrderedDict)
 
     @property
     def remembered(self) -> int:
@@ -64,7 +68,7 @@ class MemoryWindows:
         now = time.time()
         expired = now - seconds
         windows = self._windows[seconds]
-        key = (amount, *identifiers)
+        key = amount, identifiers
         hits = windows.get(key)
         if hits is None:
             if amount == 0:
@@ -84,13 +88,13 @@ class MemoryWindows:
         """Seconds until the next use can be, where `hit` would deny it now."""
         expired = time.time() - seconds
         windows = self._windows.get(seconds)
-        hits = [] if windows is None else windows.get((amount, *identifiers), [])
+        hits = [] if windows is None else windows.get((amount, identifiers), [])
         if len(hits) - bisect_right(hits, expired) < amount:
             return None
         return hits[-amount] - expired if amount else float(seconds)
 
     @staticmethod
-    def _drop_old(windows: OrderedDict[tuple[object, ...], list[float]], expired: float) -> None:
+    def _drop_old(windows: OrderedDict[_Counted, list[float]], expired: float) -> None:
         """Drop two of the identities whose last use is over, if there are: more than a hit can have added."""
         for _ in range(2):
             oldest = next(iter(windows))

@@ -13,7 +13,6 @@ from pydantic_core import to_json
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 
 FIELDS = AuditEvent._fields
-_TASK_ID = FIELDS.index("task_id")
 
 MAX_FIELD_LENGTH = 200
 """Names and ids in an event can come from a forged message; they are cut off here and control characters escaped."""
@@ -40,18 +39,19 @@ def fields_of(event: AuditEvent) -> dict[str, Any]:
 
 def line_of(event: AuditEvent) -> bytes:
     """The fields that the event has, as a line of JSON."""
-    own = f'{{"time":"{_iso(event.time)}"'
-    if event.txn:
-        own += f',"txn":{_quoted(event.txn)}'
-    if event.task_id:
-        own += f',"task_id":{_quoted(event.task_id)}'
-    if event.jti:
-        own += f',"jti":{_quoted(event.jti)}'
-    if event.ip:
-        own += f',"ip":{_quoted(event.ip)}'
-    if event.change:
-        own += f',"change":{_quoted(event.change, MAX_CHANGE_LENGTH)}'
-    return f"{own},{_SHARED[event.outcome](event.event, event.key_id, *event[2:_TASK_ID])}\n".encode()
+    name, time, outcome, *between, task_id, txn, jti, key_id, ip, change = event
+    own = f'{{"time":"{_iso(time)}"'
+    if txn:
+        own += f',"txn":{_quoted(txn)}'
+    if task_id:
+        own += f',"task_id":{_quoted(task_id)}'
+    if jti:
+        own += f',"jti":{_quoted(jti)}'
+    if ip:
+        own += f',"ip":{_quoted(ip)}'
+    if change:
+        own += f',"change":{_quoted(change, MAX_CHANGE_LENGTH)}'
+    return f"{own},{_SHARED[outcome](name, key_id, outcome, *between)}\n".encode()
 
 
 @lru_cache(maxsize=1024)

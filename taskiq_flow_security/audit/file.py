@@ -52,12 +52,11 @@ class AuditFile:
 
     def write(self, event: AuditEvent) -> None:
         """Add a line for this event."""
-        with self._lock:
-            self._events.append(event)
-            if event.outcome is _URGENT or len(self._events) >= self._full:
-                self._append()
-            elif not self._waiting.is_set():
-                self._wait()
+        self._events.append(event)  # without the lock: nobody waits while a batch is written
+        if event.outcome is _URGENT or len(self._events) >= self._full:
+            self.flush()
+        elif not self._waiting.is_set():
+            self._wait()
 
     def flush(self) -> None:
         """Write what is waiting."""
@@ -77,8 +76,10 @@ class AuditFile:
 
     def _wait(self) -> None:
         if self._writer is None:
-            self._writer = threading.Thread(target=self._run, name="taskiq-flow-audit", daemon=True)
-            self._writer.start()
+            with self._lock:
+                if self._writer is None:
+                    self._writer = threading.Thread(target=self._run, name="taskiq-flow-audit", daemon=True)
+                    self._writer.start()
         self._waiting.set()
 
     def _run(self) -> None:
@@ -96,17 +97,21 @@ class AuditFile:
                 opened = self._open()
                 self._file.close()
                 self._file = opened
-            while self._rest or self._events:
-                if not self._rest:
-                    self._rest = b"".join(map(line_of, self._events))
-                    self._events.clear()
-                self._rest = self._rest[self._file.write(self._rest) :]
+            self._write_rest()
+            events = self._events.copy()
+            self._rest = b"".join(map(line_of, events))
+            del self._events[: len(events)]
+            self._write_rest()
         except OSError as error:
             self._failures.add(error.strerror or type(error).__name__)
             too_many = len(self._events) - _KEPT
             if too_many > 0:
                 self._dropped.add("too many were waiting for the file", too_many)
                 del self._events[:too_many]
+
+    def _write_rest(self) -> None:
+        while self._rest:
+            self._rest = self._rest[self._file.write(self._rest) :]
 
     def _open(self) -> FileIO:
         return FileIO(self._path, "a", opener=_for_owner_only)
