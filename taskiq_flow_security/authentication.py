@@ -13,6 +13,8 @@ from taskiq_flow_security.credentials import ApiKeys, BearerTokens
 from taskiq_flow_security.errors import AuthenticationError, BackendUnavailableError
 from taskiq_flow_security.live_policy import LivePolicy
 
+_ALLOW = Outcome.ALLOW
+
 
 class Authentication:
     """Makes principals of API keys and bearer tokens, and records who has proved to be one."""
@@ -61,12 +63,12 @@ class Authentication:
 
     def record_success(self, principal: Principal, ip: str | None = None) -> None:
         """Record that somebody has proved to be this principal. `ip` is the client's address."""
-        if self._audit.records(Outcome.ALLOW):
+        if self._audit.records(_ALLOW):
             self._audit.record(
                 AuditEvent(
                     EventName.AUTHN_LOGIN_SUCCESS,
                     self._clock(),
-                    Outcome.ALLOW,
+                    _ALLOW,
                     "api_key" if principal.api_key_id else "bearer",
                     None,
                     None,

@@ -57,6 +57,8 @@ class MemoryWindows:
 
     def __init__(self) -> None:
         self._windows: defaultdict[int, OrderedDict[_Counted, list[float]]] = defaultdict(OrderedDict)
+        self._expiring: defaultdict[int, float] = defaultdict(float)
+        """For each length of a window, the moment before which no identity has had its last use long enough ago."""
 
     @property
     def remembered(self) -> int:
@@ -81,7 +83,8 @@ class MemoryWindows:
                 return hits[0] - expired
             hits.append(now)
             windows.move_to_end(key)
-        self._drop_old(windows, expired)
+        if now >= self._expiring[seconds] or len(windows) > _REMEMBERED:
+            self._drop_old(seconds, expired)
         return None
 
     def wait(self, amount: int, seconds: int, identifiers: tuple[str, ...]) -> float | None:
@@ -93,12 +96,13 @@ class MemoryWindows:
             return None
         return hits[-amount] - expired if amount else float(seconds)
 
-    @staticmethod
-    def _drop_old(windows: OrderedDict[_Counted, list[float]], expired: float) -> None:
+    def _drop_old(self, seconds: int, expired: float) -> None:
         """Drop two of the identities whose last use is over, if there are: more than a hit can have added."""
+        windows = self._windows[seconds]
         for _ in range(2):
-            oldest = next(iter(windows))
-            if windows[oldest][-1] > expired and len(windows) <= _REMEMBERED:
+            oldest, hits = next(iter(windows.items()))
+            if hits[-1] > expired and len(windows) <= _REMEMBERED:
+                self._expiring[seconds] = hits[-1] + seconds
                 break
             del windows[oldest]
 

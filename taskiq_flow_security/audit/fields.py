@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import lru_cache
-from json.encoder import encode_basestring
+from json.encoder import encode_basestring as _quoted
 from typing import Any
 
 from pydantic_core import to_json
@@ -42,15 +42,15 @@ def line_of(event: AuditEvent) -> bytes:
     name, time, outcome, *between, task_id, txn, jti, key_id, ip, change = event
     own = f'{{"time":"{_iso(time)}"'
     if txn:
-        own += f',"txn":{_quoted(txn)}'
+        own += f',"txn":{_quoted(_clean(txn))}'
     if task_id:
-        own += f',"task_id":{_quoted(task_id)}'
+        own += f',"task_id":{_quoted(_clean(task_id))}'
     if jti:
-        own += f',"jti":{_quoted(jti)}'
+        own += f',"jti":{_quoted(_clean(jti))}'
     if ip:
-        own += f',"ip":{_quoted(ip)}'
+        own += f',"ip":{_quoted(_clean(ip))}'
     if change:
-        own += f',"change":{_quoted(change, MAX_CHANGE_LENGTH)}'
+        own += f',"change":{_quoted(_clean(change, MAX_CHANGE_LENGTH))}'
     return f"{own},{_SHARED[outcome](name, key_id, outcome, *between)}\n".encode()
 
 
@@ -65,15 +65,9 @@ def _common(event: EventName, key_id: str | None, *between: Any) -> str:
 _SHARED: dict[Outcome, Callable[..., str]] = {Outcome.ALLOW: _common, Outcome.DENY: _common.__wrapped__}
 
 
-def _quoted(text: str, max_length: int = MAX_FIELD_LENGTH) -> str:
-    """A text as JSON: in what is clean, nothing but quotes and backslashes needs to be escaped."""
-    return encode_basestring(_clean(text, max_length))
-
-
 def _iso(moment: float) -> str:
     """A moment as ISO 8601 in UTC, to the microsecond."""
-    second, fraction = divmod(moment, 1)
-    return f"{_second(second)}.{str(int(fraction * 1e6)).zfill(6)}+00:00"
+    return f"{_second(moment // 1)}.{str(int(moment % 1 * 1e6)).zfill(6)}+00:00"
 
 
 @lru_cache(maxsize=16)

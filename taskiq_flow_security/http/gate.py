@@ -33,6 +33,8 @@ _logger = logging.getLogger(__name__)
 _UNREADABLE = Client(UNKNOWN, secure=False)
 """Stands for the client of a connection that could not be read."""
 
+_ALLOWED = EventName.AUTHZ_ALLOW, Outcome.ALLOW
+
 UNKNOWN_ENDPOINT = "unknown"
 """The endpoint of a path that no rule knows."""
 
@@ -163,7 +165,7 @@ class Gate:
 
     def welcome(self, visit: Visit) -> Principal:
         """Let anybody make this visit."""
-        self._record(visit, EventName.AUTHZ_ALLOW, Outcome.ALLOW, Reason.PUBLIC)
+        self._record(visit, *_ALLOWED, Reason.PUBLIC)
         return ANONYMOUS
 
     def authorize(self, visit: Visit, principal: Principal) -> None:
@@ -171,14 +173,14 @@ class Gate:
         match = self.require_rule(visit)
         request = match.request
         if request is None:
-            self._record(visit, EventName.AUTHZ_ALLOW, Outcome.ALLOW, Reason.AUTHENTICATED)
+            self._record(visit, *_ALLOWED, Reason.AUTHENTICATED)
             return
         visit.decision = decision = self.security.authorization.decide(principal, request)
         if not decision.allowed:
             raise AccessDeniedError(
                 decision.reason, f"{principal.subject} may not {request.permission} {request.resource}."
             )
-        self._record(visit, EventName.AUTHZ_ALLOW, Outcome.ALLOW, decision.reason)
+        self._record(visit, *_ALLOWED, decision.reason)
 
     def require_rule(self, visit: Visit) -> Match:
         """The rule of a visit. Raises `AccessDeniedError` where no rule knows the path."""
@@ -228,22 +230,22 @@ class Gate:
             return
         principal, match, decision = visit.principal, visit.match, visit.decision
         security.audit.record(
-            AuditEvent(
+            AuditEvent(  # by position: by name it would take twice as long
                 event,
                 security.clock(),
                 outcome,
                 reason,
                 None if decision is None else decision.rule,
-                security.policy.hash,
+                security.live.in_force.policy.hash,
                 None if principal is None else principal.subject,
-                None,
+                None,  # act
                 frozenset() if principal is None else principal.roles,
                 None if match is None else match.pipeline,
                 None if match is None else match.rule.permission,
                 f"{ENDPOINT_PREFIX}{visit.endpoint}",
-                None,
+                None,  # task_id
                 visit.txn,
-                None,
+                None,  # jti
                 None if principal is None else principal.api_key_id,
                 visit.client.address,
             )
