@@ -65,22 +65,22 @@ class Authentication:
         """Record that somebody has proved to be this principal. `ip` is the client's address."""
         if self._audit.records(_ALLOW):
             self._audit.record(
-                AuditEvent(
+                AuditEvent(  # in the order of the fields: by their names, it would take twice as long
                     EventName.AUTHN_LOGIN_SUCCESS,
                     self._clock(),
                     _ALLOW,
                     "api_key" if principal.api_key_id else "bearer",
-                    None,
-                    None,
+                    None,  # rule
+                    None,  # policy_hash
                     principal.subject,
-                    None,
+                    None,  # act
                     principal.roles,
-                    None,
-                    None,
-                    None,
-                    None,
+                    None,  # pipeline
+                    None,  # permission
+                    None,  # task
+                    None,  # task_id
                     principal.txn,
-                    None,
+                    None,  # jti
                     principal.api_key_id,
                     ip,
                 )

@@ -71,4 +71,4 @@ class AuditLogger:
             self._logger.disabled = False
             _logger.warning("The audit logger %s had been disabled, and is enabled again.", self._logger.name)
         # What is denied goes to logging's handler of last resort, where there is no other.
-        return self._logger.isEnabledFor(level) and (level >= logging.WARNING or self._logger.hasHandlers())
+        return (level >= logging.WARNING or self._logger.hasHandlers()) and self._logger.isEnabledFor(level)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
-from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
-from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, Decision
+from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.principal import ANONYMOUS, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -20,11 +18,12 @@ from taskiq_flow_security.errors import (
     RateLimitExceededError,
 )
 from taskiq_flow_security.http import credentials
-from taskiq_flow_security.http.asgi import Headers, Scope, route_path, select_headers
+from taskiq_flow_security.http.asgi import Scope, route_path, select_headers
 from taskiq_flow_security.http.clients import FORWARDED_FOR, FORWARDED_PROTO, UNKNOWN, Client, TrustedProxies
 from taskiq_flow_security.http.credentials import Credentials, find_credentials
 from taskiq_flow_security.http.limits import EndpointLimits, FailedLogins
 from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule, RuleTable, is_plain
+from taskiq_flow_security.http.visit import Visit
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.security import FlowSecurity
 
@@ -35,32 +34,9 @@ _UNREADABLE = Client(UNKNOWN, secure=False)
 
 _ALLOWED = EventName.AUTHZ_ALLOW, Outcome.ALLOW
 
-UNKNOWN_ENDPOINT = "unknown"
-"""The endpoint of a path that no rule knows."""
-
 _OF_REQUESTS = frozenset({credentials.API_KEY, credentials.AUTHORIZATION, FORWARDED_FOR, FORWARDED_PROTO})
 _OF_HANDSHAKES = _OF_REQUESTS | {b"host", b"origin"}
 """The headers that decisions are made on."""
-
-
-@dataclass(slots=True)
-class Visit:
-    """A request or a handshake, and what is known of it so far."""
-
-    client: Client
-    headers: Headers
-    query: bytes
-    match: Match | None
-    txn: str
-    principal: Principal | None = None
-    decision: Decision | None = None
-    error: Exception | None = None
-    """What went wrong when the connection was read, if anything."""
-
-    @property
-    def endpoint(self) -> str:
-        """The name of the endpoint, for limits and audit events."""
-        return UNKNOWN_ENDPOINT if self.match is None else self.match.rule.endpoint
 
 
 class Gate:
@@ -226,30 +202,9 @@ class Gate:
 
     def _record(self, visit: Visit, event: EventName, outcome: Outcome, reason: str) -> None:
         security = self.security
-        if not security.audit.records(outcome):
-            return
-        principal, match, decision = visit.principal, visit.match, visit.decision
-        security.audit.record(
-            AuditEvent(  # by position: by name it would take twice as long
-                event,
-                security.clock(),
-                outcome,
-                reason,
-                None if decision is None else decision.rule,
-                security.live.in_force.policy.hash,
-                None if principal is None else principal.subject,
-                None,  # act
-                frozenset() if principal is None else principal.roles,
-                None if match is None else match.pipeline,
-                None if match is None else match.rule.permission,
-                f"{ENDPOINT_PREFIX}{visit.endpoint}",
-                None,  # task_id
-                visit.txn,
-                None,  # jti
-                None if principal is None else principal.api_key_id,
-                visit.client.address,
-            )
-        )
+        if security.audit.records(outcome):
+            policy = security.live.in_force.policy
+            security.audit.record(visit.event(event, security.clock(), outcome, reason, policy.hash))
 
 
 def _refusal(error: FlowSecurityError) -> EventName:
