@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import NamedTuple
 
 from taskiq_flow_security.http.asgi import Headers, Scope
 from taskiq_flow_security.setting_types import UNIX_SOCKET
@@ -29,7 +29,8 @@ UNKNOWN = "unknown"
 """Stands for an address that nobody here can know. All such clients are counted as one."""
 
 
-class Client(NamedTuple):
+@dataclass(slots=True)
+class Client:
     """The other end of a connection."""
 
     address: str

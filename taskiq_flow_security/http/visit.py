@@ -31,7 +31,7 @@ class Visit:
 
     @property
     def endpoint(self) -> str:
-        """The name of the endpoint, for limits and audit events."""
+        """The name of the endpoint, for limits."""
         return UNKNOWN_ENDPOINT if self.match is None else self.match.rule.endpoint
 
     def event(self, name: EventName, time: float, outcome: Outcome, reason: str, policy_hash: str) -> AuditEvent:
@@ -42,11 +42,11 @@ class Visit:
         else:
             sub, roles, key_id = principal.subject, principal.roles, principal.api_key_id
         if match is None:
-            pipeline, permission = None, None
+            pipeline, permission, task = None, None, f"{ENDPOINT_PREFIX}{UNKNOWN_ENDPOINT}"
         else:
-            pipeline, permission = match.pipeline, match.rule.permission
+            pipeline, permission, task = match.pipeline, match.rule.permission, match.task
         rule = None if decision is None else decision.rule
-        task, txn, ip = f"{ENDPOINT_PREFIX}{self.endpoint}", self.txn, self.client.address
+        txn, ip = self.txn, self.client.address
         act = task_id = jti = None
         # In the order of the fields: by their names, it would take twice as long.
         return AuditEvent(
