@@ -12,6 +12,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 Header = tuple[bytes, bytes]
+"""Its name and its value."""
+
 Headers = dict[bytes, list[bytes]]
 """The values of each header, in the order in which they came."""
 
