@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from operator import itemgetter
@@ -35,6 +35,10 @@ _REMEMBERED = 100_000
 """How many identities are counted in memory at most, for each length of a window; the ones longest unseen go first."""
 
 
+_Counted = tuple[int, tuple[str, ...]]
+"""Whose hits are counted, against which amount."""
+
+
 class Hit(NamedTuple):
     """One use of what is limited."""
 
@@ -52,7 +56,9 @@ class MemoryWindows:
     """
 
     def __init__(self) -> None:
-        self._windows: dict[int, OrderedDict[tuple[object, ...], list[float]]] = {}
+        self._windows: defaultdict[int, OrderedDict[_Counted, list[float]]] = defaultdict(OrderedDict)
+        self._expiring: defaultdict[int, float] = defaultdict(float)
+        """For each length of a window, the moment before which no identity has had its last use long enough ago."""
 
     @property
     def remembered(self) -> int:
@@ -63,38 +69,40 @@ class MemoryWindows:
         """Count one use, if the last `seconds` saw less than `amount`; else, seconds until the next one can be."""
         now = time.time()
         expired = now - seconds
-        windows = self._windows.get(seconds)
-        if windows is None:
-            windows = self._windows[seconds] = OrderedDict()
-        key = (amount, *identifiers)
+        windows = self._windows[seconds]
+        key = amount, identifiers
         hits = windows.get(key)
         if hits is None:
-            hits = []
-        elif hits[0] <= expired:
-            del hits[: bisect_right(hits, expired)]
-        if len(hits) >= amount:
-            return hits[0] - expired if hits else float(seconds)
-        hits.append(now)
-        windows[key] = hits
-        windows.move_to_end(key)
-        self._drop_old(windows, expired)
+            if amount == 0:
+                return float(seconds)
+            windows[key] = [now]
+        else:
+            if hits[0] <= expired:
+                del hits[: bisect_right(hits, expired)]
+            if len(hits) >= amount:
+                return hits[0] - expired
+            hits.append(now)
+            windows.move_to_end(key)
+        if now >= self._expiring[seconds] or len(windows) > _REMEMBERED:
+            self._drop_old(seconds, expired)
         return None
 
     def wait(self, amount: int, seconds: int, identifiers: tuple[str, ...]) -> float | None:
         """Seconds until the next use can be, where `hit` would deny it now."""
         expired = time.time() - seconds
         windows = self._windows.get(seconds)
-        hits = [] if windows is None else windows.get((amount, *identifiers), [])
+        hits = [] if windows is None else windows.get((amount, identifiers), [])
         if len(hits) - bisect_right(hits, expired) < amount:
             return None
         return hits[-amount] - expired if amount else float(seconds)
 
-    @staticmethod
-    def _drop_old(windows: OrderedDict[tuple[object, ...], list[float]], expired: float) -> None:
+    def _drop_old(self, seconds: int, expired: float) -> None:
         """Drop two of the identities whose last use is over, if there are: more than a hit can have added."""
+        windows = self._windows[seconds]
         for _ in range(2):
-            oldest = next(iter(windows))
-            if windows[oldest][-1] > expired and len(windows) <= _REMEMBERED:
+            oldest, hits = next(iter(windows.items()))
+            if hits[-1] > expired and len(windows) <= _REMEMBERED:
+                self._expiring[seconds] = hits[-1] + seconds
                 break
             del windows[oldest]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import lru_cache
+from json.encoder import encode_basestring as _quoted
 from typing import Any
 
 from pydantic_core import to_json
@@ -11,7 +13,6 @@ from pydantic_core import to_json
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 
 FIELDS = AuditEvent._fields
-_TASK_ID = FIELDS.index("task_id")
 
 MAX_FIELD_LENGTH = 200
 """Names and ids in an event can come from a forged message; they are cut off here and control characters escaped."""
@@ -38,32 +39,35 @@ def fields_of(event: AuditEvent) -> dict[str, Any]:
 
 def line_of(event: AuditEvent) -> bytes:
     """The fields that the event has, as a line of JSON."""
-    own: dict[str, str] = {"time": _iso(event.time)}
-    for name, text in (
-        ("txn", event.txn),
-        ("task_id", event.task_id),
-        ("jti", event.jti),
-        ("ip", event.ip),
-        ("change", event.change),
-    ):
-        if text:
-            own[name] = _clean(text, _max_length(name))
-    # What was allowed is allowed again and again. What was denied can be anybody's invention, and is not remembered.
-    common = _common if event.outcome is Outcome.ALLOW else _common.__wrapped__
-    return b"%b,%b\n" % (to_json(own)[:-1], common(event.event, event.key_id, *event[2:_TASK_ID])[1:])
+    name, time, outcome, *between, task_id, txn, jti, key_id, ip, change = event
+    own = f'{{"time":"{_iso(time)}"'
+    if txn:
+        own += f',"txn":{_quoted(_clean(txn))}'
+    if task_id:
+        own += f',"task_id":{_quoted(_clean(task_id))}'
+    if jti:
+        own += f',"jti":{_quoted(_clean(jti))}'
+    if ip:
+        own += f',"ip":{_quoted(_clean(ip))}'
+    if change:
+        own += f',"change":{_quoted(_clean(change, MAX_CHANGE_LENGTH))}'
+    return f"{own},{_SHARED[outcome](name, key_id, outcome, *between)}\n".encode()
 
 
 @lru_cache(maxsize=1024)
-def _common(event: EventName, key_id: str | None, *between: Any) -> bytes:
-    """What an event shares with others, as JSON: `between` are its fields from the outcome to the task."""
+def _common(event: EventName, key_id: str | None, *between: Any) -> str:
+    """What an event shares with others, as the end of a line: `between` are its fields from the outcome to the task."""
     fields = fields_of(AuditEvent(event, 0.0, *between)._replace(key_id=key_id))
-    return to_json({name: value for name, value in fields.items() if value and name != "time"})
+    return to_json({name: value for name, value in fields.items() if value and name != "time"}).decode()[1:]
+
+
+# What was allowed is allowed again and again. What was denied can be anybody's invention, and is not remembered.
+_SHARED: dict[Outcome, Callable[..., str]] = {Outcome.ALLOW: _common, Outcome.DENY: _common.__wrapped__}
 
 
 def _iso(moment: float) -> str:
     """A moment as ISO 8601 in UTC, to the microsecond."""
-    second, fraction = divmod(moment, 1)
-    return f"{_second(second)}.{int(fraction * 1e6):06}+00:00"
+    return f"{_second(moment // 1)}.{str(int(moment % 1 * 1e6)).zfill(6)}+00:00"
 
 
 @lru_cache(maxsize=16)
@@ -81,8 +85,6 @@ def _max_length(name: str) -> int:
 
 
 def _clean(text: str, max_length: int = MAX_FIELD_LENGTH) -> str:
-    if len(text) <= max_length and text.isprintable():
-        return text
     if len(text) > max_length:
         text = f"{text[:max_length]}..."
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -19,6 +19,9 @@ _logger = logging.getLogger(__name__)
 _FULL = 256
 """How many events make a batch at most."""
 
+_URGENT = Outcome.DENY
+"""What does not wait for others."""
+
 _KEPT = 100_000
 """How many events wait at most for a file that cannot be written to."""
 
@@ -37,32 +40,30 @@ class AuditFile:
     def __init__(self, path: str | os.PathLike[str], *, flush_interval: float = 0.1) -> None:
         self._path = path
         self._interval = flush_interval
+        self._full = _FULL if flush_interval > 0 else 1
         self._begin()
         try:
             self._file = self._open()
         except OSError as error:
             raise ConfigurationError(f"audit_file: {path} cannot be opened to append to ({error.strerror}).") from None
         atexit.register(self.flush)
+        if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
+            os.register_at_fork(after_in_child=self._begin)  # which has no thread, and not its parent's events
 
     def write(self, event: AuditEvent) -> None:
         """Add a line for this event."""
-        if self._process != os.getpid():  # a child that was forked: it has no thread, and not its parent's events
-            self._begin()
-        with self._lock:
-            self._events.append(event)
-            if self._interval <= 0 or event.outcome is Outcome.DENY or len(self._events) >= _FULL:
-                self._append()
-            elif not self._waiting.is_set():
-                self._wait()
+        self._events.append(event)  # without the lock: nobody waits while a batch is written
+        if event.outcome is _URGENT or len(self._events) >= self._full:
+            self.flush()
+        elif not self._waiting.is_set():
+            self._wait()
 
     def flush(self) -> None:
         """Write what is waiting."""
-        if self._process == os.getpid():
-            with self._lock:
-                self._append()
+        with self._lock:
+            self._append()
 
     def _begin(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._events: list[AuditEvent] = []
         """Those that are no lines yet: made one after the other, lines take half the time."""
@@ -75,8 +76,10 @@ class AuditFile:
 
     def _wait(self) -> None:
         if self._writer is None:
-            self._writer = threading.Thread(target=self._run, name="taskiq-flow-audit", daemon=True)
-            self._writer.start()
+            with self._lock:
+                if self._writer is None:
+                    self._writer = threading.Thread(target=self._run, name="taskiq-flow-audit", daemon=True)
+                    self._writer.start()
         self._waiting.set()
 
     def _run(self) -> None:
@@ -94,17 +97,21 @@ class AuditFile:
                 opened = self._open()
                 self._file.close()
                 self._file = opened
-            while self._rest or self._events:
-                if not self._rest:
-                    self._rest = b"".join(map(line_of, self._events))
-                    self._events.clear()
-                self._rest = self._rest[self._file.write(self._rest) :]
+            self._write_rest()
+            events = self._events.copy()
+            self._rest = b"".join(map(line_of, events))
+            del self._events[: len(events)]
+            self._write_rest()
         except OSError as error:
             self._failures.add(error.strerror or type(error).__name__)
             too_many = len(self._events) - _KEPT
             if too_many > 0:
                 self._dropped.add("too many were waiting for the file", too_many)
                 del self._events[:too_many]
+
+    def _write_rest(self) -> None:
+        while self._rest:
+            self._rest = self._rest[self._file.write(self._rest) :]
 
     def _open(self) -> FileIO:
         return FileIO(self._path, "a", opener=_for_owner_only)

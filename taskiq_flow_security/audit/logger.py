@@ -16,6 +16,8 @@ _logger = logging.getLogger(__name__)
 
 LOGGER_NAME = "taskiq_flow.audit"
 
+_LEVELS = {Outcome.ALLOW: logging.INFO, Outcome.DENY: logging.WARNING}
+
 
 class AuditSink(Protocol):
     """What events can be written to, beside the logger."""
@@ -48,13 +50,13 @@ class AuditLogger:
 
     def records(self, outcome: Outcome) -> bool:
         """Whether events of this outcome go anywhere; if not, none needs to be made."""
-        return bool(self._sinks) or self._logs(logging.INFO if outcome is Outcome.ALLOW else logging.WARNING)
+        return bool(self._sinks) or self._logs(_LEVELS[outcome])
 
     def record(self, event: AuditEvent) -> None:
         """Record one decision."""
         for sink in self._sinks:
             sink.write(event)
-        level = logging.INFO if event.outcome is Outcome.ALLOW else logging.WARNING
+        level = _LEVELS[event.outcome]
         if self._logs(level):
             self._records.log(level, fields_of(event))
 
@@ -69,4 +71,4 @@ class AuditLogger:
             self._logger.disabled = False
             _logger.warning("The audit logger %s had been disabled, and is enabled again.", self._logger.name)
         # What is denied goes to logging's handler of last resort, where there is no other.
-        return self._logger.isEnabledFor(level) and (level >= logging.WARNING or self._logger.hasHandlers())
+        return (level >= logging.WARNING or self._logger.hasHandlers()) and self._logger.isEnabledFor(level)

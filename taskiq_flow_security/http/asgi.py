@@ -11,11 +11,14 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+Header = tuple[bytes, bytes]
+"""Its name and its value."""
+
 Headers = dict[bytes, list[bytes]]
 """The values of each header, in the order in which they came."""
 
 
-def select_headers(headers: Iterable[tuple[bytes, bytes]], names: frozenset[bytes]) -> Headers:
+def select_headers(headers: Iterable[Header], names: frozenset[bytes]) -> Headers:
     """Those headers that have one of these names, which are in lower case, as in ASGI all are."""
     selected: Headers = {}
     for name, value in headers:

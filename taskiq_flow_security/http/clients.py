@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import NamedTuple
 
 from taskiq_flow_security.http.asgi import Headers, Scope
 from taskiq_flow_security.setting_types import UNIX_SOCKET
@@ -29,7 +29,8 @@ UNKNOWN = "unknown"
 """Stands for an address that nobody here can know. All such clients are counted as one."""
 
 
-class Client(NamedTuple):
+@dataclass(slots=True)
+class Client:
     """The other end of a connection."""
 
     address: str
@@ -63,24 +64,32 @@ class TrustedProxies:
         peer = scope.get("client")
         address = _normal(peer[0]) if peer else UNIX_SOCKET
         secure = scope.get("scheme") in _SECURE
-        if not self._as_the_server and (FORWARDED_FOR in headers or FORWARDED_PROTO in headers):
-            rewritten = peer is not None and _rewritten(address, peer[1], _items(headers.get(FORWARDED_FOR)))
+        forwarded, protocol = headers.get(FORWARDED_FOR), headers.get(FORWARDED_PROTO)
+        if forwarded is None and protocol is None:
+            return Client(address, secure)
+        if not self._as_the_server:
+            rewritten = peer is not None and _rewritten(address, peer[1], _items(forwarded))
             if rewritten or (secure and not self._trusts(address)):
                 self._warn()
                 return Client(UNKNOWN if rewritten else address, secure=False)
         if not self._trusts(address):
             return Client(address, secure)
-        protocol = headers.get(FORWARDED_PROTO)
         if protocol is not None:
             secure = protocol[-1].rpartition(b",")[2].strip().lower() in _SECURE_BYTES
-        for item in reversed(_items(headers[FORWARDED_FOR]) if FORWARDED_FOR in headers else ()):
-            forwarded = _address(item)
-            if forwarded is None:
+        if forwarded is not None:
+            address = self._outermost(address, forwarded)
+        return Client(address, secure)
+
+    def _outermost(self, address: str, forwarded: list[bytes]) -> str:
+        """The last address, read from the right, that somebody who is trusted has written."""
+        for item in reversed(_items(forwarded)):
+            before = _address(item)
+            if before is None:
                 break  # whoever wrote that is not to be believed; the last address before it is
-            address = forwarded
+            address = before
             if not self._trusts(address):
                 break
-        return Client(address, secure)
+        return address
 
     def _warn(self) -> None:
         if not self._has_warned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from taskiq_flow_security.core.reasons import Reason
@@ -19,7 +19,8 @@ _JWT = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*", re.ASCII)
 _IN_QUERY = frozenset({"access_token", "api-key", "api_key", "apikey", "authorization", "x-api-key", "x_api_key"})
 
 
-class Credentials(NamedTuple):
+@dataclass(slots=True, repr=False)
+class Credentials:
     """One credential, of one of two kinds."""
 
     api_key: str | None = None
@@ -38,16 +39,16 @@ def find_credentials(headers: Headers, query: bytes) -> Credentials | None:
                 raise AuthenticationError(
                     Reason.CREDENTIALS_IN_QUERY, "Send credentials in a header; the query string is no place for them."
                 )
-    keys, authorizations = headers.get(API_KEY), headers.get(AUTHORIZATION)
-    if authorizations is None and (keys is None or keys == [b""]):
+    keys, authorizations = headers.get(API_KEY) or [], headers.get(AUTHORIZATION) or []
+    if not authorizations and (not keys or keys == [b""]):
         return None
-    if (keys and authorizations) or len(keys or authorizations or ()) != 1:
+    if len(keys) + len(authorizations) != 1:
         raise AuthenticationError(
             Reason.SEVERAL_CREDENTIALS, "Send one credential: X-API-Key or Authorization, and only once."
         )
     if keys:
-        return Credentials(api_key=keys[0].decode("latin-1"))
-    scheme, _, token = (authorizations or [b""])[0].decode("latin-1").partition(" ")
+        return Credentials(keys[0].decode("latin-1"))
+    scheme, _, token = authorizations[0].decode("latin-1").partition(" ")
     if scheme.lower() != "bearer":
         raise AuthenticationError(
             Reason.BEARER_NOT_ACCEPTED, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
-from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
-from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, Decision
+from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.principal import ANONYMOUS, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -20,11 +18,12 @@ from taskiq_flow_security.errors import (
     RateLimitExceededError,
 )
 from taskiq_flow_security.http import credentials
-from taskiq_flow_security.http.asgi import Headers, Scope, route_path, select_headers
+from taskiq_flow_security.http.asgi import Scope, route_path, select_headers
 from taskiq_flow_security.http.clients import FORWARDED_FOR, FORWARDED_PROTO, UNKNOWN, Client, TrustedProxies
 from taskiq_flow_security.http.credentials import Credentials, find_credentials
 from taskiq_flow_security.http.limits import EndpointLimits, FailedLogins
 from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule, RuleTable, is_plain
+from taskiq_flow_security.http.visit import Visit
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.security import FlowSecurity
 
@@ -33,32 +32,11 @@ _logger = logging.getLogger(__name__)
 _UNREADABLE = Client(UNKNOWN, secure=False)
 """Stands for the client of a connection that could not be read."""
 
-UNKNOWN_ENDPOINT = "unknown"
-"""The endpoint of a path that no rule knows."""
+_ALLOWED = EventName.AUTHZ_ALLOW, Outcome.ALLOW
 
-_HEADERS = frozenset(
-    {credentials.API_KEY, credentials.AUTHORIZATION, FORWARDED_FOR, FORWARDED_PROTO, b"host", b"origin"}
-)
-
-
-@dataclass(slots=True)
-class Visit:
-    """A request or a handshake, and what is known of it so far."""
-
-    client: Client
-    headers: Headers
-    query: bytes
-    match: Match | None
-    txn: str
-    principal: Principal | None = None
-    decision: Decision | None = None
-    error: Exception | None = None
-    """What went wrong when the connection was read, if anything."""
-
-    @property
-    def endpoint(self) -> str:
-        """The name of the endpoint, for limits and audit events."""
-        return UNKNOWN_ENDPOINT if self.match is None else self.match.rule.endpoint
+_OF_REQUESTS = frozenset({credentials.API_KEY, credentials.AUTHORIZATION, FORWARDED_FOR, FORWARDED_PROTO})
+_OF_HANDSHAKES = _OF_REQUESTS | {b"host", b"origin"}
+"""The headers that decisions are made on."""
 
 
 class Gate:
@@ -68,6 +46,7 @@ class Gate:
         self.security = security
         self._rules = RuleTable(tuple(rules))
         config = security.config
+        self._https_required = config.require_https
         self._proxies = TrustedProxies(config.trusted_proxies)
         self._limits: EndpointLimits | None = None
         self._failed_logins: FailedLogins | None = None
@@ -83,7 +62,8 @@ class Gate:
         """Read from a connection's scope what decisions are made on. Never raises; `require_https` will."""
         txn = new_id()
         try:
-            headers = select_headers(scope["headers"], _HEADERS)
+            names = _OF_HANDSHAKES if scope["type"] == "websocket" else _OF_REQUESTS
+            headers = select_headers(scope["headers"], names)
             client = self._proxies.client(scope, headers)
             return Visit(client, headers, scope.get("query_string", b""), self._find(scope), txn)
         except Exception as error:  # noqa: BLE001 (whatever it is, it is a reason to refuse, which is recorded)
@@ -105,7 +85,7 @@ class Gate:
         """
         if visit.error is not None:
             raise visit.error
-        if self.security.config.require_https and not visit.client.secure:
+        if self._https_required and not visit.client.secure:
             raise AccessDeniedError(Reason.HTTPS_REQUIRED, "Use HTTPS or WSS; this connection is not encrypted.")
 
     async def credentials(self, visit: Visit) -> Credentials | None:
@@ -161,7 +141,7 @@ class Gate:
 
     def welcome(self, visit: Visit) -> Principal:
         """Let anybody make this visit."""
-        self._record(visit, EventName.AUTHZ_ALLOW, Outcome.ALLOW, Reason.PUBLIC)
+        self._record(visit, *_ALLOWED, Reason.PUBLIC)
         return ANONYMOUS
 
     def authorize(self, visit: Visit, principal: Principal) -> None:
@@ -169,14 +149,14 @@ class Gate:
         match = self.require_rule(visit)
         request = match.request
         if request is None:
-            self._record(visit, EventName.AUTHZ_ALLOW, Outcome.ALLOW, Reason.AUTHENTICATED)
+            self._record(visit, *_ALLOWED, Reason.AUTHENTICATED)
             return
         visit.decision = decision = self.security.authorization.decide(principal, request)
         if not decision.allowed:
             raise AccessDeniedError(
                 decision.reason, f"{principal.subject} may not {request.permission} {request.resource}."
             )
-        self._record(visit, EventName.AUTHZ_ALLOW, Outcome.ALLOW, decision.reason)
+        self._record(visit, *_ALLOWED, decision.reason)
 
     def require_rule(self, visit: Visit) -> Match:
         """The rule of a visit. Raises `AccessDeniedError` where no rule knows the path."""
@@ -197,8 +177,9 @@ class Gate:
         return None if self.security.monitoring else error
 
     def _find(self, scope: Scope) -> Match | None:
-        method = WEBSOCKET if scope["type"] == "websocket" else scope["method"]
-        if method == WEBSOCKET and scope["type"] != "websocket":
+        if scope["type"] == "websocket":
+            method = WEBSOCKET
+        elif (method := scope["method"]) == WEBSOCKET:
             return None  # a request may have any word for a method
         if not is_plain(scope.get("raw_path") or b""):
             return None
@@ -221,27 +202,9 @@ class Gate:
 
     def _record(self, visit: Visit, event: EventName, outcome: Outcome, reason: str) -> None:
         security = self.security
-        if not security.audit.records(outcome):
-            return
-        principal, match, decision = visit.principal, visit.match, visit.decision
-        security.audit.record(
-            AuditEvent(
-                event,
-                security.clock(),
-                outcome,
-                reason,
-                rule=None if decision is None else decision.rule,
-                policy_hash=security.policy.hash,
-                sub=None if principal is None else principal.subject,
-                roles=frozenset() if principal is None else principal.roles,
-                pipeline=None if match is None else match.pipeline,
-                permission=None if match is None else match.rule.permission,
-                task=f"{ENDPOINT_PREFIX}{visit.endpoint}",
-                txn=visit.txn,
-                key_id=None if principal is None else principal.api_key_id,
-                ip=visit.client.address,
-            )
-        )
+        if security.audit.records(outcome):
+            policy = security.live.in_force.policy
+            security.audit.record(visit.event(event, security.clock(), outcome, reason, policy.hash))
 
 
 def _refusal(error: FlowSecurityError) -> EventName:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.errors import FlowSecurityError
-from taskiq_flow_security.http.asgi import App, Message, Receive, Scope, Send
+from taskiq_flow_security.http.asgi import App, Header, Message, Receive, Scope, Send
 from taskiq_flow_security.http.gate import Gate
 from taskiq_flow_security.http.problems import problem_of
 from taskiq_flow_security.http.rules import Rule, with_guide_rules
@@ -29,17 +29,17 @@ class HTTPSecurityMiddleware:
 
     def __init__(self, app: App, security: FlowSecurity, *, rules: Iterable[Rule] = ()) -> None:
         self._app = app
-        self._security = security
+        self._enabled = security.enabled
         self._gate = Gate(security, with_guide_rules(rules))
         self._websockets = WebSockets(app, self._gate)
         max_age = security.config.hsts_max_age
-        self._hsts = f"max-age={max_age}; includeSubDomains".encode() if max_age else None
+        self._hsts = (_HSTS, f"max-age={max_age}; includeSubDomains".encode()) if max_age else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3.0)."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif not self._security.enabled:
+        elif not self._enabled:
             with self._gate.entered(scope, self._gate.visit(scope), ANONYMOUS):
                 await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -74,24 +74,24 @@ class _Answer:
 
     __slots__ = ("_hsts", "_send", "started")
 
-    def __init__(self, send: Send, hsts: bytes | None) -> None:
+    def __init__(self, send: Send, hsts: Header | None) -> None:
         self._send = send
         self._hsts = hsts
         self.started = False
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on to the server."""
         if not self.started and message["type"] == "http.response.start":
             self.started = True
             if self._hsts is not None:
                 message = _with_hsts(message, self._hsts)
-        await self._send(message)
+        return self._send(message)
 
 
-def _with_hsts(message: Message, hsts: bytes) -> Message:
+def _with_hsts(message: Message, hsts: Header) -> Message:
     """The start of an answer with this policy, unless it has one of its own."""
     headers = message.get("headers", ())
     for name, _ in headers:
         if name.lower() == _HSTS:
             return message
-    return {**message, "headers": [*headers, (_HSTS, hsts)]}
+    return {**message, "headers": [*headers, hsts]}

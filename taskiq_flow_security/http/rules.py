@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.routing import compile_path
 
-from taskiq_flow_security.core.policy import AccessRequest
+from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, AccessRequest
 from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission
 from taskiq_flow_security.errors import ConfigurationError
 from taskiq_flow_security.live_policy import administration
@@ -21,6 +21,7 @@ WEBSOCKET = "WEBSOCKET"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", WEBSOCKET})
 _PARAMETER = re.compile(r"{(\w+)}")
 _ENCODED = re.compile(rb"%(2f|5c|2e|00)", re.IGNORECASE)
+_PERCENT = ord("%")
 _ENDPOINT = re.compile(r"[A-Za-z0-9_.:-]+")
 
 _LONGEST = 2048
@@ -74,12 +75,15 @@ class Match:
     pipeline: str | None
     request: AccessRequest | None = field(init=False)
     """What has to be allowed, if anything."""
+    task: str = field(init=False)
+    """What audit events call the endpoint."""
 
     def __post_init__(self) -> None:
         rule, request = self.rule, None
         if rule.permission is not None:
             request = AccessRequest(Permission(rule.permission), self.pipeline, endpoint=rule.endpoint)
         object.__setattr__(self, "request", request)  # the dataclass is frozen
+        object.__setattr__(self, "task", f"{ENDPOINT_PREFIX}{rule.endpoint}")
 
 
 class RuleTable:
@@ -163,7 +167,7 @@ def is_normal(path: str) -> bool:
 
 def is_plain(raw_path: bytes) -> bool:
     """Whether nothing that separates a path's segments was sent encoded (RFC 3986 section 2.2)."""
-    return b"%" not in raw_path or _ENCODED.search(raw_path) is None
+    return _PERCENT not in raw_path or _ENCODED.search(raw_path) is None
 
 
 def _compile(rule: Rule) -> tuple[re.Pattern[str], Any]:

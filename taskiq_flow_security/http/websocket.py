@@ -12,10 +12,11 @@ from taskiq_flow_security.errors import AccessDeniedError, AuthenticationError, 
 from taskiq_flow_security.http.asgi import App, Message, Receive, Scope, Send
 from taskiq_flow_security.http.connection import Connection
 from taskiq_flow_security.http.credentials import Credentials
-from taskiq_flow_security.http.gate import Gate, Visit
+from taskiq_flow_security.http.gate import Gate
 from taskiq_flow_security.http.limits import WEBSOCKET_LOGIN, WEBSOCKET_SUBSCRIBE
 from taskiq_flow_security.http.messages import pipelines_of, require_size
 from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule
+from taskiq_flow_security.http.visit import Visit
 
 _CHECKED_EVERY = 0.5
 """Seconds after which a login that has ended, or was taken back, ends its connections."""

@@ -68,6 +68,17 @@ def test_a_line_tells_a_change_to_its_end(path: Path) -> None:
     assert (line["change"][-7:], len(line["sub"])) == ("the end", 203)
 
 
+@pytest.mark.parametrize("field", ["txn", "task_id", "jti", "ip", "change", "sub"])
+@pytest.mark.parametrize(
+    "text", ['"', "\\", '\\",x":"', "é", "\U0001f600", "\u2028", "\n", "\x00", "\ud800", "x" * 20_000]
+)
+def test_a_line_says_the_same_as_the_fields_whatever_they_hold(path: Path, field: str, text: str) -> None:
+    event = allowed(**{field: text})
+    AuditFile(path, flush_interval=0).write(event)
+    [line] = lines(path)
+    assert line == {name: value for name, value in fields.fields_of(event).items() if value}
+
+
 def test_nothing_that_was_denied_is_remembered(path: Path) -> None:
     before = fields._common.cache_info().currsize
     for number in range(10):
@@ -155,6 +166,15 @@ def test_of_lines_that_wait_too_long_the_oldest_are_dropped_and_the_log_says_so(
     away.rename(directory)
     file.flush()
     assert ids(directory / "audit.jsonl") == ["1", "2"]
+
+
+def test_what_is_allowed_does_not_wait_while_a_batch_is_written(path: Path) -> None:
+    file = AuditFile(path, flush_interval=NEVER)
+    file.write(allowed(task_id="1"))
+    with file._lock:  # as whoever writes the batch has it
+        file.write(allowed(task_id="2"))
+    file.flush()
+    assert ids(path) == ["1", "2"]
 
 
 def test_threads_share_a_file(path: Path) -> None:
