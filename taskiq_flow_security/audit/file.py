@@ -17,7 +17,7 @@ from taskiq_flow_security.losses import Losses
 _logger = logging.getLogger(__name__)
 
 _FULL = 256
-"""How many events make a batch at most."""
+"""How many events make a batch that waits for no more."""
 
 _URGENT = Outcome.DENY
 """What does not wait for others."""
@@ -47,12 +47,12 @@ class AuditFile:
         except OSError as error:
             raise ConfigurationError(f"audit_file: {path} cannot be opened to append to ({error.strerror}).") from None
         atexit.register(self.flush)
-        if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
-            os.register_at_fork(after_in_child=self._begin)  # which has no thread, and not its parent's events
 
     def write(self, event: AuditEvent) -> None:
         """Add a line for this event."""
-        self._events.append(event)  # without the lock: nobody waits while a batch is written
+        if self._process != os.getpid():  # a child that was forked: it has no thread, and not its parent's events
+            self._begin()
+        self._events.append(event)  # without the lock: what was allowed does not wait while a batch is written
         if event.outcome is _URGENT or len(self._events) >= self._full:
             self.flush()
         elif not self._waiting.is_set():
@@ -60,10 +60,12 @@ class AuditFile:
 
     def flush(self) -> None:
         """Write what is waiting."""
-        with self._lock:
-            self._append()
+        if self._process == os.getpid():
+            with self._lock:
+                self._append()
 
     def _begin(self) -> None:
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._events: list[AuditEvent] = []
         """Those that are no lines yet: made one after the other, lines take half the time."""

@@ -80,6 +80,7 @@ def observed(listen: Listen, completions: Completions) -> Listen:
             finally:
                 ended.set()
 
+    observed_listen.observed = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
     return observed_listen
 
 

@@ -78,7 +78,7 @@ class Delivery:
     claimant: str | None = None
     """In whose name it is claimed, if it may run at most once."""
     counted: bool = False
-    """Whether it was counted against the limits of the worker."""
+    """Whether it was counted against the limits of the worker, or need not be."""
     ack: Callable[[], Awaitable[None]] | None = None
     """Acks it, if its broker keeps it and nobody else has acked it."""
     keep_result: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from taskiq.abc.broker import AsyncBroker
@@ -48,11 +48,11 @@ class SecurityMiddleware(TaskiqMiddleware):
         super().__init__()
         self.security = security
         self._broadcast = broadcast
-        # What it has put in place, by which it knows when that was replaced.
+        # What is in place, by which it knows when that was replaced.
         self._formatter: SigningFormatter | None = None
         self._kick: SendMessage | None = None
         self._listen: Listen | None = None
-        self._overrides: object = None
+        self._overrides: Mapping[Any, Any] | None = None
 
     @staticmethod
     def of(broker: AsyncBroker) -> SecurityMiddleware | None:
@@ -153,12 +153,17 @@ class SecurityMiddleware(TaskiqMiddleware):
         broker = self.broker
         # Instance attributes come first: these are the broker's own methods, for this broker.
         if broker.kick is not self._kick:
-            broker.kick = self._kick = _isolated(broker.kick)  # type: ignore[assignment]
+            if not getattr(broker.kick, "isolated", False):
+                broker.kick = _isolated(broker.kick)  # type: ignore[assignment]
+            self._kick = broker.kick
         if broker.listen is not self._listen:
-            broker.listen = self._listen = arrivals.observed(broker.listen, self._replays)  # type: ignore[method-assign]
+            if not getattr(broker.listen, "observed", False):
+                broker.listen = arrivals.observed(broker.listen, self._replays)  # type: ignore[method-assign]
+            self._listen = broker.listen
         if broker.dependency_overrides is not self._overrides:
-            overrides = DependencyOverrides(broker.dependency_overrides)
-            broker.dependency_overrides = self._overrides = overrides  # type: ignore[assignment]  # all that is done with it is what a mapping can do
+            if not isinstance(broker.dependency_overrides, DependencyOverrides):
+                broker.dependency_overrides = DependencyOverrides(broker.dependency_overrides)  # type: ignore[assignment]  # all that is done with it is what a mapping can do
+            self._overrides = broker.dependency_overrides
         if broker.formatter is not self._formatter:
             if self._formatter is not None:
                 self._formatter.retire()
@@ -188,4 +193,5 @@ def _isolated(send: SendMessage) -> SendMessage:
             acting.become(actor)
             deliveries.current.set(delivery)
 
+    isolated_kick.isolated = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
     return isolated_kick

@@ -156,10 +156,11 @@ class Sender:
     def _sign(self, kick: Kick, inner: TaskiqFormatter) -> BrokerMessage:
         security, message = self._security, kick.message
         now = security.clock()
+        data = wire.to_wire(message)
         actor = kick.actor = kick.actor or self._actor_of(kick)
         expires_at = self._expires_at(kick, actor, now)
         token = self._token_of(kick, actor, now, expires_at)
-        data = wire.to_sign(message, token.text)
+        data["labels"][PRINCIPAL_LABEL] = token.text
         as_signed = signed_json.is_sent_by(inner)
         data, payload = (data, wire.signed_payload(data)) if as_signed else self._as_it_arrives(data, inner)
         text, signature = security.messages.sign(
@@ -201,7 +202,6 @@ class Sender:
 
     def _as_it_arrives(self, data: WireMessage, inner: TaskiqFormatter) -> tuple[WireMessage, bytes]:
         """What a format other than JSON makes of a message, and the bytes to sign."""
-        data = wire.to_wire(TaskiqMessage.model_construct(**data))
         if not self._fidelity.holds(inner):
             data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
         payload = wire.signed_payload(data)

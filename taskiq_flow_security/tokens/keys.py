@@ -114,7 +114,7 @@ def derive(secret: str, purpose: str) -> bytes:
 
 
 def _sign_nothing(_: bytes) -> NoReturn:
-    raise AuthenticationError(Reason.CANNOT_ISSUE, "This process has only the public part of that key.")
+    raise AuthenticationError(Reason.CANNOT_ISSUE, "This process may only verify with that key.")
 
 
 def _hs256(secret: bytes) -> tuple[Sign, Verify]:

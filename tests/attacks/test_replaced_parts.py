@@ -267,3 +267,18 @@ async def test_a_signed_ack_type_that_is_no_string_is_refused(process: Process, 
 @pytest.mark.parametrize("ack_type", ["never", None, [], {}, 7])
 async def test_an_ack_type_in_a_forged_message_is_of_no_use(process: Process, ack_type: object) -> None:
     await process.refuses(write(relabelled(read(_forged()), "ack_type", ack_type)), "unsigned")
+
+
+async def test_what_is_put_back_is_not_wrapped_again(process: Process, new_process: NewProcess) -> None:
+    await process.broker.startup()
+    api, broker = new_process(), process.broker
+    kick, overrides = broker.kick, broker.dependency_overrides
+    for _ in range(3):
+        broker.kick, broker.dependency_overrides = broker.__class__.kick.__get__(broker), {}  # type: ignore[method-assign]
+        await process.runs(await api.genuine())
+        process.ran.clear()
+        broker.kick, broker.dependency_overrides = kick, overrides  # type: ignore[method-assign]
+        await process.runs(await api.genuine())
+        process.ran.clear()
+        assert (broker.kick, broker.dependency_overrides) == (kick, overrides)
+        assert broker.dependency_overrides is overrides

@@ -16,6 +16,7 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field
 from taskiq import InMemoryBroker
 from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.formatters.json_formatter import JSONFormatter
@@ -137,6 +138,28 @@ def test_what_is_signed_arrives_as_it_would_without_security(name: str, message:
     arrived = way.receive(way.send(message))
     assert arrived is not None
     assert exactly(arrived) == exactly(expected)
+
+
+class Aliased(BaseModel):
+    """A model that is named otherwise in JSON than in Python, if its user says so."""
+
+    user_id: int = Field(serialization_alias="userId")
+
+
+class AlwaysAliased(Aliased):
+    """One whose user has said so."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+
+@pytest.mark.parametrize("name", WIRES)
+@pytest.mark.parametrize("model", [Aliased, AlwaysAliased])
+def test_models_within_arguments_arrive_as_they_would_without_security(name: str, model: type[Aliased]) -> None:
+    message = TaskiqMessage(
+        task_id="1", task_name="save", labels={}, args=[[model(user_id=1)]], kwargs={"by": {"id": model(user_id=2)}}
+    )
+    arrived = WIRES[name].receive(WIRES[name].send(message))
+    assert exactly(arrived) == exactly(WIRES[name].receive_unsecured(message))
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
