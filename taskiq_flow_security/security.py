@@ -59,8 +59,6 @@ class FlowSecurity:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
-        self._enabled = config.security_enabled
-        self._monitoring = config.enforcement == "monitor"
         self.audit = audit or from_config.audit(config)
         self.clock = clock
         self.rate_limits: RateLimits | None = None
@@ -107,12 +105,12 @@ class FlowSecurity:
     @property
     def enabled(self) -> bool:
         """Whether anything is secured at all."""
-        return self._enabled
+        return self.config.security_enabled
 
     @property
     def monitoring(self) -> bool:
         """Whether what should be refused is only recorded."""
-        return self._monitoring
+        return self.config.enforcement == "monitor"
 
     @property
     def policy(self) -> Policy:
