@@ -101,8 +101,7 @@ class Decider:
                 request = self._decide_now(message, delivery)
                 if not delivery.counted and (self._limits_runs or request.guard is not None):
                     await self._count(message, delivery, request)
-                if request.guard is not None and request.guard.at_most_once:
-                    await self._replays.claim(delivery)  # last, so that nothing claimed waits or is denied
+                await self._replays.claim(delivery)  # last, so that nothing claimed waits or is denied
             except BackendUnavailableError as error:
                 if not waited:
                     record_arrival_denied(security, message, delivery, error)
@@ -137,7 +136,7 @@ class Decider:
             raise AccessDeniedError(signature.denied, "The process that wanted to kick this task may not.")
         if len(signature.delegation.actors) > self._max_depth:
             raise AccessDeniedError(Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another.")
-        if "ack_type" in message.labels and not _knows_ack_type(message):
+        if not _knows_ack_type(message):
             raise AccessDeniedError(Reason.INVALID_LABEL, "The label ack_type is not one that TaskIQ knows.")
         if security.live.in_force.revocations is not None:
             for jti, issued_at in ((token.jti, token.issued_at), (signature.jti, signature.issued_at)):

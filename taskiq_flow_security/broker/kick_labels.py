@@ -16,7 +16,7 @@ from taskiq_flow_security.errors import AccessDeniedError, ConfigurationError, U
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 _SHORT = 200
-"""Characters of labels that are too short to hold a principal."""
+"""Characters of a label that is too short to hold a principal."""
 
 
 def check_credentials(message: TaskiqMessage, task: Task | None) -> None:
@@ -30,8 +30,6 @@ def check_credentials(message: TaskiqMessage, task: Task | None) -> None:
             "TaskIQ gives all kickers of a shared task the same labels, so that they cannot carry a principal; kick it "
             "inside `with security.acting_as(principal):`."
         )
-    if sum(map(len, map(str, message.labels.values()))) <= _SHORT:
-        return
     for name, value in message.labels.items():
         if len(str(value)) > _SHORT and name != PRINCIPAL_LABEL and _holds_principal(wire.read_label(message, name)):
             # Pipeline libraries keep the labels of their next steps in one.

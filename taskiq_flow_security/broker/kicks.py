@@ -55,11 +55,10 @@ class Kick:
         """
         before = _under_way.get()
         kick = cls.of(sender, message, given)
-        if before is not None:
-            if before.sender is sender and before.message is message:
-                kick.given, kick.outer = given or before.given, before.outer
-            else:
-                kick.outer, before.outer = before, None  # one is enough: most of these were given up
+        if before is not None and before.sender is sender and before.message is message:
+            kick.given, kick.outer = given or before.given, before.outer
+        elif before is not None:
+            kick.outer, before.outer = before, None  # one is enough: most of these were given up
         _under_way.set(kick)
         return kick
 
@@ -103,6 +102,13 @@ class Kick:
             return actor.actors
         # A principal that was issued for a schedule has to be passed on by its task, and be it to its own retry.
         return (*actor.actors, delivery.task_name)
+
+    def expires_at(self, time_to_live: float, actor: Acting, now: float) -> float:
+        """When the message is too old to run. For what is tried again its time counts from the first kick."""
+        ends = now + time_to_live
+        if self.retries and self.delivery is not None and self.delivery.signature is not None:
+            ends = min(ends, self.delivery.signature.expires_at)
+        return ends if actor.until is None else min(ends, actor.until)
 
 
 _under_way: ContextVar[Kick | None] = ContextVar("taskiq_flow_security_kick", default=None)

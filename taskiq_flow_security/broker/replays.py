@@ -76,12 +76,10 @@ class Replays:
 
         Raises `BackendUnavailableError` where nobody can tell now.
         """
-        signature = delivery.signature
-        if self._own is None or signature is None:
+        if self._own is None:
             return
+        signature = _signature(delivery)
         progress = self._own.find(signature)
-        if self._shared is None and progress is None:
-            return
         once = _at_most_once(delivery.task)
         if self._shared is not None and (progress is None or (progress is Progress.STARTED and not once)):
             progress = await self._ask(self._shared, message, delivery, signature)
@@ -90,8 +88,8 @@ class Replays:
         self._require_new(delivery, progress, once=once)
 
     async def claim(self, delivery: Delivery) -> None:
-        """Note that a message starts which may do so at most once. Raises as `check`."""
-        if self._own is None:
+        """Note that a message starts, if it may do so at most once. Raises as `check`."""
+        if self._own is None or not _at_most_once(delivery.task):
             return
         signature = _signature(delivery)
         progress = self._own.find(signature)

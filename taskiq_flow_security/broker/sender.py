@@ -187,11 +187,7 @@ class Sender:
         )
 
     def _expires_at(self, kick: Kick, actor: Acting, now: float) -> float:
-        """When the message is too old to run. For what is tried again its time counts from the first kick."""
-        ends = now + time_to_live(kick.message.labels, self._queue_ttl, self._principal_ttl)
-        if kick.retries and kick.delivery is not None and kick.delivery.signature is not None:
-            ends = min(ends, kick.delivery.signature.expires_at)
-        return ends if actor.until is None else min(ends, actor.until)
+        return kick.expires_at(time_to_live(kick.message.labels, self._queue_ttl, self._principal_ttl), actor, now)
 
     def _token_of(self, kick: Kick, actor: Acting, now: float, expires_at: float) -> PrincipalToken:
         if actor.token is not None and kick.by_hook:
@@ -271,10 +267,7 @@ class Sender:
 
 def delegation(kick: Kick, actor: Acting, token: PrincipalToken) -> Delegation:
     """On what terms the actor passes the principal on with a kick that the token proves."""
-    scope = actor.principal.scope
-    if kick.delivery is None and not actor.actors and actor.pipeline is None and scope is token.principal.scope:
-        return NOT_DELEGATED  # as most are
-    actors, pipeline = kick.actors(actor), kick.pipeline(actor)
+    actors, scope, pipeline = kick.actors(actor), actor.principal.scope, kick.pipeline(actor)
     if scope is token.principal.scope or scope == token.principal.scope:
         scope = UNRESTRICTED
     if pipeline is not None and pipeline == wire.read_label(kick.message, PIPELINE_LABEL):

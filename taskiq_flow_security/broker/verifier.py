@@ -139,8 +139,7 @@ class Verifier:
             delivery.principal = delivery.token.principal.within(delivery.signature.delegation.scope)
             if wire.unreadable_labels(message):
                 raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.")
-            if delivery.token.schedule is not None or delivery.signature.use is _FIRE:
-                _check_schedule(message, delivery.token, delivery.signature)
+            _check_schedule(message, delivery.token, delivery.signature)
         finally:
             message.labels.pop(PRINCIPAL_LABEL, None)
         # Only now, so that it is known whose message comes too late.

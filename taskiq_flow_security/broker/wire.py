@@ -187,8 +187,6 @@ def _prepare_labels(message: TaskiqMessage) -> None:
 
     `Context.requeue` sends labels as they were parsed in place; of bytes, the receiver could not make sense.
     """
-    if {str}.issuperset(map(type, message.labels.values())):
-        return
     types = message.labels_types
     for name, value in message.labels.items():
         if isinstance(value, str):

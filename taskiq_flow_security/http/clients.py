@@ -29,7 +29,7 @@ UNKNOWN = "unknown"
 """Stands for an address that nobody here can know. All such clients are counted as one."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Client:
     """The other end of a connection."""
 

@@ -19,7 +19,7 @@ _JWT = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*", re.ASCII)
 _IN_QUERY = frozenset({"access_token", "api-key", "api_key", "apikey", "authorization", "x-api-key", "x_api_key"})
 
 
-@dataclass(slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Credentials:
     """One credential, of one of two kinds."""
 

@@ -79,3 +79,8 @@ def test_text_is_a_bearer_token_if_it_looks_like_one_and_else_an_api_key() -> No
     prefixed = ("Bearer a-key", f"Bearer  {token()}", f"Basic {token()}")
     for text in (*prefixed, "a.b.c", "an-api-key", "", "eyJ", "eyJhbGciOi.x", "eyJ.\xe9.c"):
         assert from_text(text) == Credentials(api_key=text)
+
+
+@pytest.mark.parametrize("given", [Credentials(api_key="secret-key"), Credentials(bearer="secret-token")])
+def test_a_credential_does_not_show(given: Credentials) -> None:
+    assert "secret" not in f"{given!r} {given}"
