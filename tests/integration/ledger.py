@@ -41,10 +41,11 @@ async def held(marker: str) -> None:
     async with AsyncRedis.from_url(REDIS_URL, socket_timeout=None) as redis:
         await redis.rpush(f"{marker}:held", "held")
         await redis.blpop([f"{marker}:let-go"])
+        await redis.rpush(f"{marker}:let-go", "go")  # a copy may have been delivered, whose function is held, too
 
 
 def let_go(marker: str) -> None:
-    """Let a held function go on."""
+    """Let a held function go on, however often it has started or will."""
     with redis_client() as redis:
         redis.rpush(f"{marker}:let-go", "go")
 
