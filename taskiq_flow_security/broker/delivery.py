@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from taskiq import ScheduledTask
@@ -43,15 +42,9 @@ class RefusalSignal(NoResultError, _UnpickleableExceptionWrapper):  # noqa: N818
         return self.error.with_traceback(None)
 
 
-@dataclass(slots=True)
 class Delivery:
     """One received message."""
 
-    broker: AsyncBroker
-    task_id: str
-    task_name: str
-    task: Task | None = None
-    """The task as it was registered when the message arrived, which is the one that the receiver will run."""
     token: PrincipalToken | None = None
     signature: MessageSignature | None = None
     error: FlowSecurityError | None = None
@@ -85,6 +78,13 @@ class Delivery:
     """Whether a result is there already, which a refusal must not replace."""
     handler: asyncio.Task[Any] | None = None
     """The receiver's own asyncio task, in which all hooks run; what a function has left running is another."""
+
+    def __init__(self, broker: AsyncBroker, task_id: str, task_name: str, task: Task | None = None) -> None:
+        """`task` is the one that was registered when the message arrived, which is the one that will run."""
+        self.broker = broker
+        self.task_id = task_id
+        self.task_name = task_name
+        self.task = task
 
     def is_of(self, message: TaskiqMessage | ScheduledTask) -> bool:
         """Whether this message is the one that was delivered, or is to run its task again: a retry or a requeue."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 from taskiq.message import BrokerMessage, TaskiqMessage
 
@@ -14,25 +13,19 @@ from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
 
-@dataclass(slots=True)
 class Kick:
     """One kick, from when a middleware is first told of it to when it is signed."""
 
-    sender: object
-    """Who decides about it and signs it, for one broker: to another one, it is none."""
-    message: TaskiqMessage
-    delivery: Delivery | None
+    delivery: Delivery | None = None
     """The message that is handled where this is kicked, if one is."""
-    retries: bool
+    retries: bool = False
     """Whether it repeats the task that is, or was, run there: a retry or a requeue.
 
     A kick under the running task's own id and name counts as a retry, whoever makes it: a retry middleware that stands
     before ours kicks in `on_error` before we know that the function is over.
     """
-    by_hook: bool
+    by_hook: bool = False
     """Whether a middleware kicks this after a task has run or was refused: a retry, a next step, an alarm."""
-    given: object = None
-    """The principal that the message was given explicitly."""
     actor: Acting | None = None
     token: PrincipalToken | None = None
     request: AccessRequest | None = None
@@ -46,16 +39,29 @@ class Kick:
     outer: Kick | None = None
     """The one in the middle of which a middleware makes it."""
 
+    def __init__(self, decider: object, message: TaskiqMessage, given: object) -> None:
+        """`decider` decides about it, for one broker: to another one, it is none. `given` is the principal that the
+        message was given explicitly.
+        """
+        self.decider = decider
+        self.message = message
+        self.given = given
+        delivery = deliveries.current.get()
+        if delivery is not None:
+            self.delivery = delivery
+            self.retries = self.counted = delivery.admitted is not None and delivery.is_of(message)
+            self.by_hook = self.retries or delivery.executed or delivery.refusal is not None
+
     @classmethod
-    def begin(cls, sender: object, message: TaskiqMessage, given: object) -> Kick:
+    def begin(cls, decider: object, message: TaskiqMessage, given: object) -> Kick:
         """The kick that begins in this context with this message.
 
         Where the message was dumped before, by a middleware that wants to know how long it is, say, the principal that
         it was given then was taken off.
         """
         before = _under_way.get()
-        kick = cls.of(sender, message, given)
-        if before is not None and before.sender is sender and before.message is message:
+        kick = cls(decider, message, given)
+        if before is not None and before.decider is decider and before.message is message:
             kick.given, kick.outer = given or before.given, before.outer
         elif before is not None:
             kick.outer, before.outer = before, None  # one is enough: most of these were given up
@@ -63,23 +69,13 @@ class Kick:
         return kick
 
     @classmethod
-    def resume(cls, sender: object, message: TaskiqMessage, given: object) -> Kick:
+    def resume(cls, decider: object, message: TaskiqMessage, given: object) -> Kick:
         """The kick that is under way in this context, if this is its message or a copy; else one that begins now."""
         kick = _under_way.get()
-        if kick is not None and kick.sender is sender and kick.is_of(message) and given in (None, kick.given):
+        if kick is not None and kick.decider is decider and kick.is_of(message) and given in (None, kick.given):
             kick.message = message
             return kick
-        return cls.begin(sender, message, given)
-
-    @classmethod
-    def of(cls, sender: object, message: TaskiqMessage, given: object) -> Kick:
-        """A kick of this message in this context."""
-        delivery = deliveries.current.get()
-        if delivery is None:
-            return cls(sender, message, None, retries=False, by_hook=False, given=given)
-        retries = delivery.admitted is not None and delivery.is_of(message)
-        by_hook = retries or delivery.executed or delivery.refusal is not None
-        return cls(sender, message, delivery, retries=retries, by_hook=by_hook, given=given, counted=retries)
+        return cls.begin(decider, message, given)
 
     def is_of(self, message: TaskiqMessage | BrokerMessage) -> bool:
         """Whether this is the kick of a message, or of the one that it was copied from."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.middleware import TaskiqMiddleware
+from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.message import BrokerMessage, TaskiqMessage
 from taskiq.result import TaskiqResult
 
@@ -21,9 +22,10 @@ from taskiq_flow_security.broker.decider import Decider
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.formatter import SigningFormatter
+from taskiq_flow_security.broker.kick_decider import KickDecider
 from taskiq_flow_security.broker.refusal import DependencyOverrides
 from taskiq_flow_security.broker.replays import Replays
-from taskiq_flow_security.broker.sender import Sender
+from taskiq_flow_security.broker.signer import Signer
 from taskiq_flow_security.broker.unknown_tasks import UnknownTasks
 from taskiq_flow_security.broker.verifier import Verifier
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
@@ -53,6 +55,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._kick: SendMessage | None = None
         self._listen: Listen | None = None
         self._overrides: Mapping[Any, Any] | None = None
+        self._serializer: TaskiqSerializer | None = None
 
     @staticmethod
     def of(broker: AsyncBroker) -> SecurityMiddleware | None:
@@ -67,18 +70,17 @@ class SecurityMiddleware(TaskiqMiddleware):
             raise ConfigurationError("Each broker needs a SecurityMiddleware of its own; make another.")
         super().set_broker(broker)
         fidelity = Fidelity(broker)
-        self.sender = Sender(self.security, broker, fidelity)
+        self.kick_decider = KickDecider(self.security, broker)
+        self._signer = Signer(self.security, self.kick_decider, fidelity)
         self._unknown_tasks = UnknownTasks(self.security, broadcast=self._broadcast)
         self._verifier = Verifier(self.security, broker, fidelity, self._unknown_tasks)
         self._replays = Replays(self.security, broadcast=self._broadcast)
         self._decider = Decider(self.security, broker, self._verifier, self._replays)
         self._install()
-        self._check_format()
 
     async def startup(self) -> None:
         """Make sure that everything is in place before the first message."""
         self._install()
-        self._check_format()
         if self.security.enabled:
             await self.security.live.catch_up()
             for task in self.broker.get_all_tasks().values():
@@ -107,24 +109,26 @@ class SecurityMiddleware(TaskiqMiddleware):
         """Decide in the caller. Raises a `FlowSecurityError` if it may not kick this."""
         self._install()
         if self.security.enabled:
-            self._check_format()
             if self.security.live.stale:
                 await self.security.live.catch_up()
-            await self.sender.authorize(message)
+            await self.kick_decider.authorize(message)
         return message
 
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide on the worker; a message that may not run is refused by the time that its function would be called."""
-        self._install()
         if self.security.enabled:
             if self.security.live.stale:
                 await self.security.live.catch_up()
             delivery = await self._decider.admit(message)
             run_events.decided(self.security, message, delivery)
+            if delivery.error is not None:
+                self._install()  # that may be why; and no refusal is one without the overrides
             if delivery.admitted is None:
                 await self._decider.refuse(message, delivery)
         else:
-            deliveries.current.set(Delivery(self.broker, message.task_id, message.task_name, admitted=ANONYMOUS))
+            delivery = Delivery(self.broker, message.task_id, message.task_name)
+            delivery.admitted = ANONYMOUS
+            deliveries.current.set(delivery)
             acting.become(Acting(ANONYMOUS, new_id(), self.security))
         return message
 
@@ -164,18 +168,23 @@ class SecurityMiddleware(TaskiqMiddleware):
             if not isinstance(broker.dependency_overrides, DependencyOverrides):
                 broker.dependency_overrides = DependencyOverrides(broker.dependency_overrides)  # type: ignore[assignment]  # all that is done with it is what a mapping can do
             self._overrides = broker.dependency_overrides
-        if broker.formatter is not self._formatter:
+        if broker.formatter is not self._formatter or broker.serializer is not self._serializer:
+            self._install_formatter()
+
+    def _install_formatter(self) -> None:
+        """Wrap the broker's formatter. Raises `ConfigurationError` for one that makes pickle."""
+        broker = self.broker
+        if self._formatter is None or broker.formatter is not self._formatter:
             if self._formatter is not None:
                 self._formatter.retire()
-            self._formatter = SigningFormatter(broker.formatter, self.sender, self._verifier)
+            self._formatter = SigningFormatter(broker.formatter, self._signer, self._verifier)
             broker.formatter = self._formatter
-
-    def _check_format(self) -> None:
-        if self.security.enabled and self._formatter and not self._verifier.may_read(self._formatter.inner):
+        if self.security.enabled and not self._verifier.may_read(self._formatter.inner):
             raise ConfigurationError(
                 "The broker sends pickle: whoever can write to the queue runs code in the worker before any signature "
                 "can be verified. Use JSONSerializer or another, or set unsafe_pickle_messages."
             )
+        self._serializer = broker.serializer
 
 
 def _isolated(send: SendMessage) -> SendMessage:

@@ -120,7 +120,8 @@ class Verifier:
 
     def _deliver(self, message: TaskiqMessage, signature: MessageSignature | None = None) -> Delivery:
         task = self._broker.find_task(message.task_name)
-        delivery = Delivery(self._broker, message.task_id, message.task_name, task, signature=signature)
+        delivery = Delivery(self._broker, message.task_id, message.task_name, task)
+        delivery.signature = signature
         deliveries.current.set(delivery)
         return delivery
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import TypeVar
 
 from taskiq_flow_security.core.string_enum import StringEnum
@@ -25,12 +25,14 @@ SERVICE_PREFIX = "service:"
 OWN_SUBJECTS = (API_KEY_PREFIX, SERVICE_PREFIX)
 """How subjects begin that are made here. No bearer token may claim to be one of them."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 N = TypeVar("N")
 
 
 def _is_name(value: object) -> bool:
     """A non-empty string that every wire format can carry."""
-    return isinstance(value, str) and value != "" and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and value != "" and _SURROGATE.search(value) is None
 
 
 def _names(field: str, values: Iterable[str]) -> frozenset[str]:
@@ -63,7 +65,7 @@ def _both(one: frozenset[N] | None, other: frozenset[N] | None) -> frozenset[N] 
 UNRESTRICTED = Scope()
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, init=False)
 class Principal:
     """The identity in whose name something is asked, and the rights it was given.
 
@@ -116,20 +118,21 @@ class Principal:
                 raise ValueError("api_key_id, txn and token_id must be non-empty Unicode strings or None")
         explicit = None if permissions is None else _permissions(permissions)
         whitelist = _names("pipelines", pipelines)
-        set_field = object.__setattr__  # the dataclass is frozen
-        set_field(self, "subject", subject)
-        set_field(self, "roles", _names("roles", roles))
-        set_field(self, "permissions", _left_of(explicit, scope))
-        set_field(self, "pipelines", _left_of_whitelist(whitelist, scope))
-        set_field(self, "api_key_id", api_key_id)
-        set_field(self, "scope", scope)
-        set_field(self, "granted_permissions", explicit)
-        set_field(self, "granted_pipelines", whitelist)
-        set_field(self, "txn", txn)
-        set_field(self, "expires_at", expires_at)
-        set_field(self, "token_id", token_id)
-        set_field(self, "token_issued_at", token_issued_at)
-        set_field(self, "issued_until", issued_until)
+        self.__dict__.update(  # the dataclass is frozen
+            subject=subject,
+            roles=_names("roles", roles),
+            permissions=_left_of(explicit, scope),
+            pipelines=_left_of_whitelist(whitelist, scope),
+            api_key_id=api_key_id,
+            scope=scope,
+            granted_permissions=explicit,
+            granted_pipelines=whitelist,
+            txn=txn,
+            expires_at=expires_at,
+            token_id=token_id,
+            token_issued_at=token_issued_at,
+            issued_until=issued_until,
+        )
 
     def restrict(
         self, *, permissions: Iterable[Permission | str] | None = None, pipelines: Iterable[str] | None = None
@@ -181,15 +184,8 @@ class Principal:
     def _but(self, **changes: object) -> Principal:
         """A copy with other values in some fields. The values were checked when this one was made."""
         other = object.__new__(Principal)
-        for set_field, value in zip(_SETTERS, _values_of(self), strict=True):  # the dataclass is frozen
-            set_field(other, value)
-        for name, value in changes.items():
-            object.__setattr__(other, name, value)
+        other.__dict__.update(self.__dict__, **changes)  # the dataclass is frozen
         return other
-
-
-_values_of = attrgetter(*Principal.__slots__)
-_SETTERS = tuple(getattr(Principal, name).__set__ for name in Principal.__slots__)
 
 
 def _permissions(values: Iterable[Permission | str]) -> frozenset[Permission]:

@@ -10,7 +10,7 @@ from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.schedule_claims import schedule_claim
-from taskiq_flow_security.broker.sender import delegation
+from taskiq_flow_security.broker.signer import delegation
 from taskiq_flow_security.broker.task_events import record_allowed
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.events import EventName

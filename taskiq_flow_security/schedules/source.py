@@ -14,9 +14,9 @@ from taskiq.utils import maybe_awaitable
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import refusal
+from taskiq_flow_security.broker.kick_decider import KickDecider, denial_of
 from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.middleware import SecurityMiddleware
-from taskiq_flow_security.broker.sender import Sender, denial_of
 from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -61,7 +61,7 @@ class ProtectedSchedules(ScheduleSource):
         if middleware is None:
             raise ConfigurationError("The broker has no SecurityMiddleware; add it before its schedules are protected.")
         self._security: FlowSecurity = middleware.security
-        self._sender: Sender = middleware.sender
+        self._decider: KickDecider = middleware.kick_decider
         self._grants = Grants(self._security)
         _check_source(source, service, self._security)
 
@@ -86,18 +86,18 @@ class ProtectedSchedules(ScheduleSource):
         if not self._security.enabled:
             await self._source.add_schedule(schedule)
             return
-        kick = Kick.of(self._sender, _message(schedule), schedule.labels.get(PRINCIPAL_LABEL))
+        kick = Kick(self._decider, _message(schedule), schedule.labels.get(PRINCIPAL_LABEL))
         try:
-            self._sender.decide(kick)
-            if self._sender.counts(kick):
-                await self._sender.count(kick, "schedule")
+            self._decider.decide(kick)
+            if self._decider.counts(kick):
+                await self._decider.count(kick, "schedule")
             granted = self._grants.grant(schedule, kick)
         except Exception as error:  # noqa: BLE001 (whatever it is, the schedule is not made)
             denial = denial_of(error)
         else:
             await self._source.add_schedule(granted)
             return
-        self._sender.record_denied(kick, denial)
+        self._decider.record_denied(kick, denial)
         if self._security.monitoring:
             await self._source.add_schedule(without_credentials(schedule))
         elif kick.by_hook:
@@ -115,7 +115,7 @@ class ProtectedSchedules(ScheduleSource):
         if not self._security.enabled:
             return
         await self._security.live.catch_up()
-        kick = Kick.of(self._sender, _message(task), task.labels.get(PRINCIPAL_LABEL))
+        kick = Kick(self._decider, _message(task), task.labels.get(PRINCIPAL_LABEL))
         kick.message.labels[SCHEDULE_LABEL] = task.schedule_id
         try:
             self._decide(task, kick)
@@ -124,7 +124,7 @@ class ProtectedSchedules(ScheduleSource):
         else:
             return
         acting.fire(None)
-        self._sender.record_denied(kick, denial)
+        self._decider.record_denied(kick, denial)
         if self._security.monitoring:
             return
         if self._service is None and kick.actor is not None and _for_good(denial):
@@ -159,7 +159,7 @@ class ProtectedSchedules(ScheduleSource):
                 raise AuthenticationError(Reason.REVOKED, "The schedule has been revoked.")
         acting.fire(kick.actor)
         if not security.monitoring:  # or the kick that follows would record the same again
-            self._sender.decide(kick)
+            self._decider.decide(kick)
 
     async def _end(self, schedule: ScheduledTask, denial: FlowSecurityError) -> None:
         """Tell who waits for it that a schedule is denied, and delete what would only be denied again."""

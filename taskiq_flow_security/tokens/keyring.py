@@ -16,7 +16,7 @@ class Keyring:
         self._keys = tuple(keys)
         self._by_kid = {(key.use, key.kid): key for key in self._keys}
         self._signers = {use: [k for k in self._keys if k.use is use and k.signs] for use in Use}
-        self._revoked: frozenset[str] = frozenset()
+        self.revoke(())
 
     @classmethod
     def from_specs(cls, specs: Iterable[KeySpec]) -> Keyring:
@@ -32,6 +32,12 @@ class Keyring:
     def revoke(self, kids: Iterable[str]) -> None:
         """Neither sign with these keys any more nor believe what they have signed; no others than these."""
         self._revoked = frozenset(kids)
+        self._lasting = {
+            use: keys[0]
+            for use, keys in self._signers.items()
+            if keys and keys[0].lasts and keys[0].kid not in self._revoked
+        }
+        """The key that signs, whenever: the first one, where it has no validity window."""
 
     def without(self, kids: Iterable[str]) -> Keyring:
         """A keyring of all keys but these, whatever is revoked here."""
@@ -50,6 +56,9 @@ class Keyring:
         """The key to sign with: the first that can be used, of those that can still be used to verify `until` then, if
         there is one. Raises `AuthenticationError` where this process has none.
         """
+        lasting = self._lasting.get(use)
+        if lasting is not None:
+            return lasting
         first = None
         for key in self._signers[use]:
             if key.usable(now) and key.kid not in self._revoked:

@@ -63,6 +63,11 @@ class Key:
     not_before: float | None = None
     not_after: float | None = None
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it has no validity window."""
+        return self.not_before is None and self.not_after is None
+
     def usable(self, now: float, leeway: float = 0) -> bool:
         """Whether `now` lies within the key's validity window, widened by `leeway` seconds."""
         if self.not_before is not None and now + leeway < self.not_before:

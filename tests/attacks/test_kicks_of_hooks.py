@@ -145,7 +145,7 @@ async def test_a_denied_kick_of_what_a_task_leaves_behind_never_runs(process: Pr
     assert (await process.broker.deliver(sent)).reason == "acl"
 
 
-@pytest.mark.xfail(strict=True, reason="it cannot be told from a retry: see `Sender._retries`")
+@pytest.mark.xfail(strict=True, reason="it cannot be told from a retry: see `Kick.retries`")
 async def test_a_task_that_kicks_itself_under_its_own_id_counts_against_its_rate_limit(process: Process) -> None:
     @process.broker.task("again", pipeline="data")
     @guard(rate_limit="1/hour")

@@ -263,7 +263,7 @@ async def _stolen(thief: Process, grant: str, task: Any, *args: Any, **how: Any)
     actor = Acting(token.principal, token.txn, thief.security, token=token, received=True, **how)
     (middleware,) = (other for other in thief.broker.middlewares if isinstance(other, SecurityMiddleware))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(middleware.sender, "_actor_of", lambda _kick: actor)
+        patch.setattr(middleware.kick_decider, "actor_of", lambda _kick: actor)
         await task.kiq(*args)
     return thief.broker.take()
 

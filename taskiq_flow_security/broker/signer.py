@@ -1,0 +1,138 @@
+"""The sending side, at the last moment: signs."""
+
+from __future__ import annotations
+
+from taskiq.abc.formatter import TaskiqFormatter
+from taskiq.message import BrokerMessage, TaskiqMessage
+
+from taskiq_flow_security import acting
+from taskiq_flow_security.acting import Acting
+from taskiq_flow_security.broker import run_events, signed_json, wire
+from taskiq_flow_security.broker.fidelity import Fidelity
+from taskiq_flow_security.broker.kick_decider import KickDecider
+from taskiq_flow_security.broker.kicks import Kick
+from taskiq_flow_security.broker.task_events import record_allowed
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL, SCHEDULE_LABEL, WireMessage
+from taskiq_flow_security.core.events import EventName, Outcome
+from taskiq_flow_security.core.principal import UNRESTRICTED
+from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
+from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL, Delegation, MessageSignature
+from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
+
+
+class Signer:
+    """Signs the messages that one broker sends."""
+
+    def __init__(self, security: FlowSecurity, decider: KickDecider, fidelity: Fidelity) -> None:
+        self._security = security
+        self._decider = decider
+        self._fidelity = fidelity
+
+    def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> BrokerMessage | None:
+        """The signed message to send for this one, which keeps no credential.
+
+        ``None`` where it is to be left as it is: because security is off, or is only monitored and it cannot be signed,
+        or because it will not be sent. Raises `UnsignableMessageError` or `AuthenticationError` otherwise.
+        """
+        given, _ = wire.take_credentials(message)
+        if not self._security.enabled:
+            return None
+        kick = Kick.resume(self._decider, message, given)
+        if kick.withheld:
+            return None
+        try:
+            return self._sign(kick, inner)
+        except (UnsignableMessageError, AuthenticationError):
+            if not self._security.monitoring:
+                raise
+            return None
+        finally:
+            if SCHEDULE_LABEL in message.labels:
+                acting.fired(message.labels[SCHEDULE_LABEL])
+
+    def _sign(self, kick: Kick, inner: TaskiqFormatter) -> BrokerMessage:
+        security, message = self._security, kick.message
+        now = security.clock()
+        data = wire.to_wire(message)
+        actor = kick.actor = kick.actor or self._decider.actor_of(kick)
+        expires_at = self._decider.expires_at(kick, actor, now)
+        token = self._token_of(kick, actor, now, expires_at)
+        data["labels"][PRINCIPAL_LABEL] = token.text
+        as_signed = signed_json.is_sent_by(inner)
+        data, payload = (data, wire.signed_payload(data)) if as_signed else self._as_it_arrives(data, inner)
+        text, signature = security.messages.sign(
+            payload,
+            now,
+            expires_at,
+            delegation(kick, actor, token),
+            kick.denied,
+            fires=actor.schedule is not None,
+            counted=kick.counted,
+        )
+        security.key_rotations.signed_with(signature.use, signature.kid)
+        labels = data["labels"]
+        labels[SIGNATURE_LABEL] = text
+        if kick.denied is None:
+            self._tell(kick, actor, token, signature, labels.get(PIPELINE_LABEL))
+        if not as_signed:
+            return inner.dumps(TaskiqMessage.model_construct(**data))
+        return BrokerMessage(
+            task_id=message.task_id,
+            task_name=message.task_name,
+            message=signed_json.join(payload, text),
+            labels=labels,
+        )
+
+    def _token_of(self, kick: Kick, actor: Acting, now: float, expires_at: float) -> PrincipalToken:
+        if actor.token is not None and kick.by_hook:
+            return actor.token  # whatever has become of it: a worker says so to whoever waits
+        if kick.token is not None and kick.token.expires_at >= expires_at:
+            return kick.token
+        return self._security.issuer.token_for(actor, now, expires_at)
+
+    def _as_it_arrives(self, data: WireMessage, inner: TaskiqFormatter) -> tuple[WireMessage, bytes]:
+        """What a format other than JSON makes of a message, and the bytes to sign."""
+        if not self._fidelity.holds(inner):
+            data = wire.to_wire(inner.loads(inner.dumps(TaskiqMessage.model_construct(**data)).message))
+        payload = wire.signed_payload(data)
+        if len(payload) > wire.may_say(0):
+            wire.check_repeats(payload, inner.dumps(TaskiqMessage.model_construct(**data)).message)
+        return data, payload
+
+    def _tell(
+        self, kick: Kick, actor: Acting, token: PrincipalToken, signature: MessageSignature, pipeline: str | None
+    ) -> None:
+        """Record what is about to be sent, and tell who watches."""
+        security = self._security
+        if security.audit.records(Outcome.ALLOW):
+            record_allowed(
+                security,
+                _event(actor, signature),
+                kick.message,
+                actor.principal,
+                txn=token.txn,
+                signature=signature,
+                pipeline=pipeline,
+                decision=kick.decision if kick.decision is not None and kick.decision.allowed else None,
+            )
+        run_events.enqueued(security, kick.message, pipeline, token)
+
+
+def delegation(kick: Kick, actor: Acting, token: PrincipalToken) -> Delegation:
+    """On what terms the actor passes the principal on with a kick that the token proves."""
+    actors, scope, pipeline = kick.actors(actor), actor.principal.scope, kick.pipeline(actor)
+    if scope is token.principal.scope or scope == token.principal.scope:
+        scope = UNRESTRICTED
+    if pipeline is not None and pipeline == wire.read_label(kick.message, PIPELINE_LABEL):
+        pipeline = None
+    if not actors and scope is UNRESTRICTED and pipeline is None:
+        return NOT_DELEGATED
+    return Delegation(actors, scope, pipeline)
+
+
+def _event(actor: Acting, signature: MessageSignature) -> EventName:
+    """What it is that is sent."""
+    if actor.schedule is not None:
+        return EventName.SCHEDULE_FIRED
+    return EventName.TASK_DELEGATED if signature.delegation.actors != actor.actors else EventName.TASK_ENQUEUED
