@@ -80,7 +80,8 @@ class SigningKeyConfig(_Strict):
     """A key for principals (`issue`), for messages (`send`), or for what schedules send and nothing else (`fire`).
 
     `uses` says what a signature by this key is accepted for. A process signs with it too if it holds the secret or the
-    private key, unless `verify` is among the uses: then it only verifies; with `verify` alone, principals and messages.
+    private key. With `verify` alone it signs nothing, and accepts principals and messages; beside other uses that says
+    nothing more, as what a key signs it verifies too.
     """
 
     kid: str = Field(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")

@@ -107,7 +107,7 @@ def keyring(config: TaskiqFlowConfig, now: float) -> Keyring:
                 secret=_reveal(key.secret),
                 private_key=_reveal(key.private_key),
                 public_key=key.public_key,
-                verify_only="verify" in key.uses,
+                verify_only=key.uses == {"verify"},
                 not_before=timestamp(key.not_before),
                 not_after=timestamp(key.not_after),
             )

@@ -122,14 +122,16 @@ def explain(error: ValidationError, what: str = "configuration") -> str:
     """One line for each problem of this: the field and the mend, never the value, which may be a secret."""
     lines = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        field = ".".join(_location(problem["loc"])) or what
+        field = ".".join(_location(problem["loc"], problem["type"])) or what
         text = _HINTS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         lines.append(f"{field}: {text}")
     return f"The {what} is not usable.\n  " + "\n  ".join(lines)
 
 
-def _location(location: tuple[int | str, ...]) -> Iterable[str]:
+def _location(location: tuple[int | str, ...], problem: str) -> Iterable[str]:
     parts = [str(part) for part in location]
     if parts and parts[0].lower() == "api_keys" and len(parts) > 1:
         parts[1] = "<key>"  # the location of a problem in a mapping is its key, here a secret
+        if problem == "extra_forbidden" and len(parts) > 2:
+            parts[-1] = "<field>"  # which may be a key, put one level too deep
     return parts

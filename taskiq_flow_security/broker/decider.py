@@ -64,7 +64,7 @@ class Decider:
         """
         delivery = deliveries.current.get()
         if delivery is None or delivery.decided or not delivery.is_of(message):
-            delivery = self._verifier.reject_unverified(message)
+            delivery = self._verifier.open_late(message)
         if delivery.token is not None and delivery.signature is not None and delivery.error is None:
             try:
                 delivery.error = await self._decide(message, delivery)

@@ -54,6 +54,7 @@ class KickDecider:
         else:
             return
         self.record_denied(kick, denial)
+        kick.recorded = True
         if self._security.monitoring:
             kick.counted = kick.counted or isinstance(denial, RateLimitExceededError)  # or a worker records it again
             return
@@ -93,9 +94,11 @@ class KickDecider:
             raise AccessDeniedError(
                 Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another; see max_delegation_depth."
             )
+        # What keeps it from being signed, while that can be said in the caller.
         now = security.clock()
         expires_at = self.expires_at(kick, actor, now)
-        kick.token = security.issuer.token_for(actor, now, expires_at)  # while it can be said in the caller
+        kick.token = security.issuer.token_for(actor, now, expires_at)
+        security.messages.signer(now, expires_at, fires=actor.schedule is not None)
 
     def counts(self, kick: Kick) -> bool:
         """Whether a kick that was decided about has to be counted, unless a worker decides about it."""
@@ -169,9 +172,12 @@ class KickDecider:
             return False
         now = self._security.clock()
         try:
-            return kick.actor.token is not None or self._security.issuer.token_for(kick.actor, now, now) is not None
+            if kick.actor.token is None:
+                self._security.issuer.token_for(kick.actor, now, now)
+            self._security.messages.signer(now, now, fires=kick.actor.schedule is not None)
         except AuthenticationError:
             return False
+        return True
 
 
 def denial_of(error: Exception) -> FlowSecurityError:

@@ -34,6 +34,8 @@ class Kick:
     """Whether it was counted against the rate limit of its task's guard, or need not be."""
     denied: str | None = None
     """Why a worker is to refuse it: it may not be made, and somebody may wait for it."""
+    recorded: bool = False
+    """Whether it was recorded that it is denied, or should be."""
     withheld: bool = False
     """Whether it is not to be sent at all."""
     outer: Kick | None = None

@@ -43,7 +43,9 @@ class Signer:
             return None
         try:
             return self._sign(kick, inner)
-        except (UnsignableMessageError, AuthenticationError):
+        except (UnsignableMessageError, AuthenticationError) as error:
+            if not kick.recorded:
+                self._decider.record_denied(kick, error)
             if not self._security.monitoring:
                 raise
             return None

@@ -71,8 +71,7 @@ class Verifier:
             message = inner.loads(bytes(data))
             wire.take_credentials(message)
             return message
-        now = self._security.clock()
-        arrived, signature = self._open_signed_json(data, now) or (self._load(data, inner), None)
+        arrived, signature = self._open_signed_json(data) or (self._load(data, inner), None)
         message = arrived or TaskiqMessage(task_id=new_id(), task_name=_UNKNOWN_TASK, labels={}, args=[], kwargs={})
         delivery = self._deliver(message, signature)
         if isinstance(data, Arrival):
@@ -80,34 +79,41 @@ class Verifier:
         try:
             if arrived is None:
                 raise AuthenticationError(Reason.UNREADABLE, "The message cannot be read.")
-            self._verify(message, delivery, len(data), now)
+            self._verify(message, delivery, len(data))
             if delivery.task is None:
                 self._unknown_tasks.refuse(message, delivery)
-        except AuthenticationError as error:
-            self._reject(message, delivery, error)
-        except Exception:
-            _logger.exception("A message cannot be verified because of an unexpected error.")
-            self._reject(message, delivery, internal_error())
+        except Exception as error:  # noqa: BLE001 (whatever it is, the message is refused)
+            self._reject(message, delivery, _refusal_of(error))
         return message
 
-    def reject_unverified(self, message: TaskiqMessage) -> Delivery:
-        """Treat a message that has not come through `open` as what it is: one that nobody has verified."""
+    def open_late(self, message: TaskiqMessage) -> Delivery:
+        """Verify a message that has not come through `open`, because somebody has replaced the broker's formatter.
+
+        A receiver has read it and parsed its labels; what it says must have been signed all the same.
+        """
         delivery = self._deliver(message)
-        wire.take_credentials(message)
-        self._reject(message, delivery, _not_verified())
+        try:
+            if SIGNATURE_LABEL not in message.labels:
+                raise _not_verified()
+            wire.prepare_labels(message)
+            self._verify(message, delivery, 0)
+            message.parse_labels()
+        except Exception as error:  # noqa: BLE001 (as above)
+            wire.take_credentials(message)
+            self._reject(message, delivery, _refusal_of(error))
         return delivery
 
-    def _open_signed_json(self, data: bytes, now: float) -> tuple[TaskiqMessage, MessageSignature] | None:
+    def _open_signed_json(self, data: bytes) -> tuple[TaskiqMessage, MessageSignature] | None:
         """A message that travels as it was signed, once its signature is verified. ``None`` for any other."""
         signed = signed_json.split(data)
         if signed is None:
             return None
         try:
-            signature = self._security.messages.read(signed.signature, signed.payload, now)
+            signature = self._security.messages.read(signed.signature, signed.payload, self._security.clock())
             message: TaskiqMessage = TaskiqMessage.__pydantic_validator__.validate_json(signed.payload)
             return message, signature
-        except (AuthenticationError, ValueError):
-            return None  # the same will come of it where it is said whose message it is
+        except Exception:  # noqa: BLE001 (the same will come of it where it is said whose message it is)
+            return None
 
     def _load(self, data: bytes, inner: TaskiqFormatter) -> TaskiqMessage | None:
         """A message as the broker's own formatter reads it, if it can, and may."""
@@ -125,8 +131,8 @@ class Verifier:
         deliveries.current.set(delivery)
         return delivery
 
-    def _verify(self, message: TaskiqMessage, delivery: Delivery, size: int, now: float) -> None:
-        security = self._security
+    def _verify(self, message: TaskiqMessage, delivery: Delivery, size: int) -> None:
+        security, now = self._security, self._security.clock()
         signed_by = message.labels.pop(SIGNATURE_LABEL, None)
         principal = message.labels.get(PRINCIPAL_LABEL)
         try:
@@ -180,6 +186,14 @@ def _check_schedule(message: TaskiqMessage, token: PrincipalToken, signature: Me
     schedule_id = str(wire.read_label(message, SCHEDULE_LABEL))
     if granted != schedule_claim(schedule_id, message, signature.delegation.pipeline):
         raise AuthenticationError(Reason.WRONG_TASK, "The principal was granted for a schedule that this is not of.")
+
+
+def _refusal_of(error: Exception) -> FlowSecurityError:
+    """What is said of a message that an error has kept from being verified."""
+    if isinstance(error, AuthenticationError):
+        return error
+    _logger.error("A message cannot be verified because of an unexpected error.", exc_info=error)
+    return internal_error()
 
 
 def _not_verified() -> AuthenticationError:

@@ -55,7 +55,7 @@ _SAID_AGAIN = 16 * 2**20
 
 def to_wire(message: TaskiqMessage) -> WireMessage:
     """The message as plain JSON values. Raises `UnsignableMessageError` for a value that JSON cannot hold."""
-    _prepare_labels(message)
+    prepare_labels(message)
     try:
         # As TaskIQ's own formats do: dumped in any other way, some models have other names and values.
         return cast("WireMessage", message.model_dump(mode="json"))
@@ -182,7 +182,7 @@ def read_label(message: TaskiqMessage, name: str) -> object:
     return value
 
 
-def _prepare_labels(message: TaskiqMessage) -> None:
+def prepare_labels(message: TaskiqMessage) -> None:
     """Undo `TaskiqMessage.parse_labels` where a message is sent again, which TaskIQ 0.13 does not do itself.
 
     `Context.requeue` sends labels as they were parsed in place; of bytes, the receiver could not make sense.

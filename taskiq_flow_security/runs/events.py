@@ -48,10 +48,11 @@ class RunEvents(Protocol):
         """
 
     def subscribe(self, pipeline_id: str) -> AbstractAsyncContextManager[AsyncIterator[RunEvent]]:
-        """The pipeline's events from here on, in the order in which each process published them.
+        """The pipeline's events from here on, in the order in which each process published them; that a task is
+        enqueued comes before that it starts.
 
-        Those of several processes may overtake each other by milliseconds; `RunEvent.time` says what came first. Who
-        is slow misses the oldest ones. The iterator ends with `close`.
+        Else those of several processes may overtake each other by milliseconds; `RunEvent.time` says what came first.
+        Who is slow misses the oldest ones. The iterator ends with `close`.
         """
 
     async def flush(self) -> None:

@@ -79,6 +79,11 @@ class MessageSigner:
         self._typ = typ
         self._headers: dict[str, str] = {}
 
+    def signer(self, now: float, expires_at: float, *, fires: bool = False) -> Key:
+        """The key that `sign` uses. Raises as that does."""
+        use = _FIRE if fires and not self._keyring.signs(_SEND, now) else _SEND
+        return self._keyring.signer(use, now, expires_at)
+
     def sign(
         self,
         payload: bytes,
@@ -95,9 +100,10 @@ class MessageSigner:
 
         Raises `AuthenticationError` where this process has no key to do that with.
         """
-        use = _FIRE if fires and not self._keyring.signs(_SEND, now) else _SEND
-        key = self._keyring.signer(use, now, expires_at)
-        signature = MessageSignature(key.kid, jti or new_id(), now, int(expires_at), delegation, denied, use, counted)
+        key = self.signer(now, expires_at, fires=fires)
+        signature = MessageSignature(
+            key.kid, jti or new_id(), now, int(expires_at), delegation, denied, key.use, counted
+        )
         terms = "" if delegation is NOT_DELEGATED and denied is None and not counted else _terms(signature)
         # Only numbers and ids that were made here are filled in, so that nothing needs escaping.
         header = f'{self._fixed(key)},"iat":{now},"exp":{signature.expires_at},"jti":"{signature.jti}"{terms}}}'

@@ -201,11 +201,24 @@ async def test_a_signature_of_any_length_that_is_none_is_refused(
     await worker.refuses(write(forged), "bad_signature")
 
 
-@pytest.mark.parametrize("uses", [("issue", "send", "verify"), ("verify",)])
-async def test_a_process_does_not_sign_with_a_key_that_it_only_verifies_with(
-    new_process: NewProcess, uses: tuple[str, ...]
+async def test_a_key_signs_what_it_is_for_also_where_it_is_said_to_verify(new_process: NewProcess) -> None:
+    process = new_process(signing_keys=[private("EdDSA", "api", "issue", "send", "verify")])
+    await process.runs(await process.genuine())
+
+
+async def test_a_kick_that_nobody_here_can_sign_raises_at_once_in_the_caller_and_is_recorded(
+    new_process: NewProcess,
 ) -> None:
-    process = new_process(signing_keys=[private("EdDSA", "api", *uses)])
+    process = new_process(signing_keys=[private("EdDSA", "api", "issue"), public("EdDSA", "worker", "send")])
+    with pytest.raises(AuthenticationError) as refusal:
+        await process.genuine()
+    assert refusal.value.reason == "cannot_issue"
+    assert process.broker.sent == []
+    assert [(entry.outcome, entry.reason) for entry in process.audit.take()] == [("deny", "cannot_issue")]
+
+
+async def test_a_process_does_not_sign_with_a_key_that_it_only_verifies_with(new_process: NewProcess) -> None:
+    process = new_process(signing_keys=[private("EdDSA", "api", "verify")])
     with pytest.raises(AuthenticationError) as refusal:
         process.security.labels_for(PROCESSOR)
     assert refusal.value.reason == "cannot_issue"

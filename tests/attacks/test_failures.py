@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from taskiq.message import TaskiqMessage
 
-from taskiq_flow_security import AuditLogger, FlowSecurity, SecurityMiddleware
+from taskiq_flow_security import AccessDeniedError, AuditLogger, FlowSecurity, SecurityMiddleware
 from taskiq_flow_security.core.events import AuditEvent
 from tests.attacks.forging import principal_of, read, relabelled, sign, signature_of, write
 from tests.integration.inmemory.harness import Process, Queue, config
@@ -84,6 +84,20 @@ async def test_a_policy_that_fails_refuses(process: Process, monkeypatch: pytest
     assert outcome.acks == 1
     assert outcome.reason == "internal_error"
     assert [(entry.outcome, entry.reason) for entry in process.audit.take()] == [("deny", "internal_error")]
+
+
+@pytest.mark.parametrize("part", ["messages.read", "principals.read"])
+async def test_a_verifier_that_fails_refuses(process: Process, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    message = await process.genuine()
+    owner, name = part.split(".")
+
+    def broken(*_: object) -> None:
+        raise LookupError("a bug in a verifier")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(process.security, owner), name, broken)
+        await process.refuses(message, "internal_error", AccessDeniedError, serves=False)
+    await process.serves()
 
 
 async def test_a_refusal_because_of_a_bug_is_joined_to_its_kick(

@@ -102,7 +102,7 @@ async def test_a_formatter_replaced_after_the_start_lets_no_forged_message_run(
 
 
 @each_replacement
-async def test_a_formatter_replaced_after_the_start_refuses_at_most_one_genuine_message(
+async def test_a_formatter_replaced_after_the_start_loses_no_genuine_message(
     process: Process, new_process: NewProcess, replace: Replace
 ) -> None:
     await process.broker.startup()
@@ -110,12 +110,9 @@ async def test_a_formatter_replaced_after_the_start_refuses_at_most_one_genuine_
     if replace in (_wrapped, _wrapped_twice):
         api.broker.formatter = Wrapper(api.broker.formatter)
     replace(process.broker)
-    first = await process.broker.deliver(await api.genuine())
-    assert first.acks == 1
-    if first.result.is_err:
-        assert first.reason == "not_verified"
-    process.ran.clear()
-    await process.runs(await api.genuine())
+    for _ in range(2):
+        await process.runs(await api.genuine())
+        process.ran.clear()
 
 
 @each_replacement

@@ -89,6 +89,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a misspelt setting": ({"jwt_secrets": SECRET}, "jwt_secrets: is not known"),
     "an API key without a role": ({"api_keys": {SECRET: {}}}, "api_keys.<key>.role: is required"),
+    "an API key with a field that is none, and may be a key": (
+        {"api_keys": {"api_keys": {SECRET: {"role": "x"}}}},
+        "api_keys.<key>.<field>: is not known",
+    ),
     "an API key with an unknown permission": (
         {"api_keys": {SECRET: {"role": "x", "permissions": ["fly"]}}},
         "api_keys.<key>.permissions.0",

@@ -15,6 +15,7 @@ from redis.asyncio.client import PubSub
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.runs.events import RunEvent
+from taskiq_flow_security.runs.order import RunOrder
 from taskiq_flow_security.runs.signatures import RunSignatures
 from taskiq_flow_security.stores.redis import UNAVAILABLE, RedisKeys
 
@@ -52,7 +53,7 @@ class Listener:
         self._names = names
         self._signatures = signatures
         self._clock = clock
-        self._deliver = deliver
+        self._order = RunOrder(deliver, _call_later, time.monotonic)
         self._channels: dict[str, _Channel] = {}
         self._changed = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
@@ -165,7 +166,11 @@ class Listener:
         if len(self._numbers) > _MAX_SOURCES:
             self._numbers.popitem(last=False)
         for event in batch.events:
-            self._deliver(event)
+            self._order.put(batch.source, event)
+
+
+def _call_later(seconds: float, function: Callable[[], None]) -> object:
+    return asyncio.get_running_loop().call_later(seconds, function)
 
 
 async def _until_one_ends(*coroutines: Coroutine[object, object, None]) -> None:

@@ -237,6 +237,7 @@ async def test_a_value_that_cannot_be_signed_is_named_at_the_kick_before_anythin
     cause = refusal.value.__cause__ or refusal.value
     assert isinstance(cause, UnsignableMessageError)
     assert process.broker.sent == []
+    assert [(entry.outcome, entry.reason) for entry in process.audit.take()] == [("deny", "unsignable")]
 
 
 @pytest.mark.parametrize("label", ["delay", "queue_ttl"])

@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from taskiq_flow_security import ConfigurationError, FlowSecurity, TaskiqFlowConfig
-from taskiq_flow_security.runs.events import RunEvents
+from taskiq_flow_security.runs.events import RunEventKind, RunEvents
 from taskiq_flow_security.runs.redis import listener
 from tests.integration.inmemory.harness import SECRET
 from tests.integration.runs.processes import Deployment, kill_clients, take
@@ -34,6 +34,20 @@ async def test_events_arrive_in_order_and_only_where_they_are_wanted(deployment:
             there.run_events.publish(event(number, "nobody's"))
         assert await take(data, 300) == [event(number) for number in range(300)]
         assert await take(other, 300) == [event(number, "other") for number in range(300)]
+
+
+async def test_that_a_task_is_enqueued_comes_first_however_busy_who_enqueues_it_is(deployment: Deployment) -> None:
+    api, worker, here = deployment.process(), deployment.process(), deployment.process()
+    kinds = [RunEventKind.ENQUEUED, RunEventKind.STARTED, RunEventKind.COMPLETED]
+    async with here.run_events.subscribe("data") as events:
+        for number in range(5):
+            told = [event(number)._replace(kind=kind) for kind in kinds]
+            api.run_events.publish(event(-1)._replace(kind=RunEventKind.COMPLETED))  # it sends no more for a moment
+            assert await take(events, 1) == [event(-1)._replace(kind=RunEventKind.COMPLETED)]
+            api.run_events.publish(told[0])
+            for later in told[1:]:
+                worker.run_events.publish(later)
+            assert await take(events, 3) == told
 
 
 async def test_all_subscriptions_of_a_process_share_one_connection(deployment: Deployment, redis: Redis) -> None:

@@ -14,7 +14,7 @@ from tests.integration.runs.processes import Deployment, kill_clients
 from tests.integration.runs.proxy import Proxy
 from tests.services import REDIS_URL
 from tests.unit.runs.events import COMPLETED, REFUSED, run
-from tests.unit.tokens.keys import PRIVATE, private_pem
+from tests.unit.tokens.keys import PRIVATE, private_pem, public_pem
 
 
 async def test_what_one_process_adds_another_finds(deployment: Deployment) -> None:
@@ -103,7 +103,7 @@ async def test_a_run_whose_time_is_over_is_not_found_even_if_somebody_has_kept_i
 async def test_a_process_that_cannot_mint_principals_adds_no_runs(deployment: Deployment) -> None:
     key = {"alg": "EdDSA", "private_key": private_pem(PRIVATE["EdDSA"])}
     issuing, sending = {**key, "kid": "api", "uses": ["issue"]}, {**key, "kid": "worker", "uses": ["send"]}
-    verifying = {**issuing, "uses": ["issue", "verify"]}
+    verifying = {"alg": "EdDSA", "public_key": public_pem(PRIVATE["EdDSA"]), "kid": "api", "uses": ["issue"]}
     worker = deployment.process(signing_keys=[verifying, sending])
     for attempt in (worker.runs.add(run(1)), worker.runs.update(run(1)._replace(outcome=COMPLETED))):
         with pytest.raises(AuthenticationError) as refusal:

@@ -445,7 +445,7 @@ async def test_the_in_memory_backend_can_be_monitored_and_switched_off() -> None
 
 
 def verifying_only(**changes: Any) -> FlowSecurity:
-    key = {"kid": "one", "alg": "HS256", "uses": ["issue", "send", "verify"], "secret": SECRET}
+    key = {"kid": "one", "alg": "HS256", "uses": ["verify"], "secret": SECRET}
     return security(signing_keys=[key], **changes)
 
 
