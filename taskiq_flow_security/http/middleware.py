@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.errors import FlowSecurityError
-from taskiq_flow_security.http.asgi import App, Header, Message, Receive, Scope, Send
+from taskiq_flow_security.http.answer import Answer, hsts
+from taskiq_flow_security.http.asgi import App, Receive, Scope, Send
 from taskiq_flow_security.http.gate import Gate
 from taskiq_flow_security.http.problems import problem_of
 from taskiq_flow_security.http.rules import Rule, with_guide_rules
 from taskiq_flow_security.http.websocket import WebSockets
 from taskiq_flow_security.security import FlowSecurity
-
-_HSTS = b"strict-transport-security"
 
 
 class HTTPSecurityMiddleware:
@@ -31,9 +30,8 @@ class HTTPSecurityMiddleware:
         self._app = app
         self._enabled = security.enabled
         self._gate = Gate(security, with_guide_rules(rules))
-        self._websockets = WebSockets(app, self._gate)
-        max_age = security.config.hsts_max_age
-        self._hsts = (_HSTS, f"max-age={max_age}; includeSubDomains".encode()) if max_age else None
+        self._hsts = hsts(security.config.hsts_max_age)
+        self._websockets = WebSockets(app, self._gate, self._hsts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3.0)."""
@@ -51,7 +49,7 @@ class HTTPSecurityMiddleware:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         visit = self._gate.visit(scope)
-        answer = _Answer(send, self._hsts if visit.client.secure else None)
+        answer = Answer(send, self._hsts if visit.client.secure else None)
         try:
             principal = await self._gate.admit(visit)
         except Exception as error:  # noqa: BLE001 (whatever it is, the request is refused)
@@ -67,31 +65,3 @@ class HTTPSecurityMiddleware:
                 if answer.started:
                     raise
                 await problem_of(error).send(answer.send)
-
-
-class _Answer:
-    """The answer to a request: whether it has begun, with HSTS (RFC 6797) put on it."""
-
-    __slots__ = ("_hsts", "_send", "started")
-
-    def __init__(self, send: Send, hsts: Header | None) -> None:
-        self._send = send
-        self._hsts = hsts
-        self.started = False
-
-    def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message on to the server."""
-        if not self.started and message["type"] == "http.response.start":
-            self.started = True
-            if self._hsts is not None:
-                message = _with_hsts(message, self._hsts)
-        return self._send(message)
-
-
-def _with_hsts(message: Message, hsts: Header) -> Message:
-    """The start of an answer with this policy, unless it has one of its own."""
-    headers = message.get("headers", ())
-    for name, _ in headers:
-        if name.lower() == _HSTS:
-            return message
-    return {**message, "headers": [*headers, hsts]}

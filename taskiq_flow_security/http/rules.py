@@ -18,7 +18,7 @@ from taskiq_flow_security.live_policy import administration
 WEBSOCKET = "WEBSOCKET"
 """Stands for the method where the request is a WebSocket's handshake."""
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", WEBSOCKET})
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY", WEBSOCKET})
 _PARAMETER = re.compile(r"{(\w+)}")
 _ENCODED = re.compile(rb"%(2f|5c|2e|00)", re.IGNORECASE)
 _PERCENT = ord("%")

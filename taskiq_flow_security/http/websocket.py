@@ -6,15 +6,16 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
-from taskiq_flow_security.core.principal import ANONYMOUS, Permission, Principal
+from taskiq_flow_security.core.principal import ANONYMOUS, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AccessDeniedError, AuthenticationError, FlowSecurityError
-from taskiq_flow_security.http.asgi import App, Message, Receive, Scope, Send
+from taskiq_flow_security.http.answer import Answer
+from taskiq_flow_security.http.asgi import App, Header, Receive, Scope, Send
 from taskiq_flow_security.http.connection import Connection
+from taskiq_flow_security.http.conversation import Conversation, refuse
 from taskiq_flow_security.http.credentials import Credentials
 from taskiq_flow_security.http.gate import Gate
-from taskiq_flow_security.http.limits import WEBSOCKET_LOGIN, WEBSOCKET_SUBSCRIBE
-from taskiq_flow_security.http.messages import pipelines_of, require_size
+from taskiq_flow_security.http.limits import WEBSOCKET_LOGIN
 from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule
 from taskiq_flow_security.http.visit import Visit
 
@@ -25,7 +26,6 @@ _UNPROVEN = 10
 """There is one place for who has proved nothing yet where there are so many for others."""
 
 _LOGIN = Match(Rule(WEBSOCKET, "/", WEBSOCKET_LOGIN), None)
-_SUBSCRIBE = Rule(WEBSOCKET, "/{pipeline_id}", WEBSOCKET_SUBSCRIBE, Permission.READ, "{pipeline_id}")
 
 
 class WebSockets:
@@ -40,9 +40,10 @@ class WebSockets:
     then, with the subprotocol and the headers that it may name.
     """
 
-    def __init__(self, app: App, gate: Gate) -> None:
+    def __init__(self, app: App, gate: Gate, hsts: Header | None) -> None:
         self._app = app
         self._gate = gate
+        self._hsts = hsts
         number = gate.security.config.websocket_max_connections
         self._places = _Places(number)
         self._unproven = _Places(max(1, number // _UNPROVEN))
@@ -50,7 +51,8 @@ class WebSockets:
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         visit = self._gate.visit(scope)
-        connection = Connection(scope, receive, send)
+        answer = Answer(send, self._hsts if visit.client.secure else None)
+        connection = Connection(scope, receive, answer.send)
         try:
             await connection.receive()  # websocket.connect
             principal = await self._admit(visit, connection)
@@ -67,7 +69,8 @@ class WebSockets:
         try:
             return await self._authenticate(visit, connection)
         except Exception as error:  # noqa: BLE001 (whatever it is, the connection is refused)
-            return None if await self._refuse(visit, connection, error) else visit.principal or ANONYMOUS
+            refused = await refuse(self._gate, visit, connection, error)
+            return None if refused else visit.principal or ANONYMOUS
 
     async def _authenticate(self, visit: Visit, connection: Connection) -> Principal:
         gate, config = self._gate, self._gate.security.config
@@ -98,13 +101,13 @@ class WebSockets:
             self._unproven.leave(connection)
 
     async def _converse(self, scope: Scope, visit: Visit, principal: Principal, connection: Connection) -> None:
-        guarded = _Guarded(self._gate, visit, principal, connection)
+        conversation = Conversation(self._gate, scope, visit, principal, connection)
         with self._gate.entered(scope, visit, principal):
-            app = asyncio.ensure_future(self._app(scope, guarded.receive, connection.send))
-        watch = asyncio.ensure_future(self._login_ends(principal))
+            app = asyncio.ensure_future(self._app(scope, conversation.receive, connection.send))
+        watch = asyncio.ensure_future(self._login_ends(conversation))
         try:
             await asyncio.wait({app, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if not app.done() and await self._refuse(visit, connection, _ended(watch)):
+            if not app.done() and await refuse(self._gate, visit, connection, _ended(watch)):
                 return
             await app
         except FlowSecurityError as error:  # of the application: as over HTTP, it is the answer
@@ -112,18 +115,13 @@ class WebSockets:
         finally:
             await _end(app, watch)
 
-    async def _login_ends(self, principal: Principal) -> Reason:
-        """Wait until the login behind a principal is over, and say why."""
+    async def _login_ends(self, conversation: Conversation) -> Reason:
+        """Wait until the login behind a conversation is over, and say why."""
+        authorization = self._gate.security.authorization
         # Asked again and again, as what ends a login may be decided elsewhere.
-        while (reason := self._gate.security.authorization.login_ended(principal)) is None:  # noqa: ASYNC110 (nobody tells us)
+        while (reason := authorization.login_ended(conversation.principal)) is None:  # noqa: ASYNC110 (nobody tells us)
             await asyncio.sleep(_CHECKED_EVERY)
         return reason
-
-    async def _refuse(self, visit: Visit, connection: Connection, error: Exception) -> bool:
-        refusal = self._gate.refuse(visit, error)
-        if refusal is not None:
-            await connection.refuse(refusal)
-        return refusal is not None
 
 
 class _Places:
@@ -142,46 +140,6 @@ class _Places:
     def leave(self, connection: Connection) -> None:
         """Free the place of a connection, if it has one."""
         self._taken.discard(connection)
-
-
-class _Guarded:
-    """What an application receives of a connection."""
-
-    def __init__(self, gate: Gate, visit: Visit, principal: Principal, connection: Connection) -> None:
-        self._gate = gate
-        self._visit = replace(visit, match=Match(_SUBSCRIBE, None))
-        self._principal = principal
-        self._connection = connection
-        self._connected = False
-
-    async def receive(self) -> Message:
-        """The next message that the principal may send; the one before the first says that it is connected."""
-        if not self._connected:
-            self._connected = True
-            return {"type": "websocket.connect"}
-        message = await self._connection.receive()
-        if message["type"] != "websocket.receive" or await self._may_send(message):
-            return message
-        return await self._connection.receive()  # that it is closed
-
-    async def _may_send(self, message: Message) -> bool:
-        """Whether a message may be passed on; if not, the connection has been ended."""
-        gate, visit, pipeline = self._gate, self._visit, None
-        try:
-            require_size(message, gate.security.config.websocket_max_message_size)
-            pipelines = [] if self._principal is ANONYMOUS else pipelines_of(message)  # who may read each of them
-            if pipelines:
-                await gate.count(visit)
-            for pipeline in pipelines:
-                visit = replace(self._visit, match=Match(_SUBSCRIBE, pipeline))
-                gate.authorize(visit, self._principal)
-        except Exception as error:  # noqa: BLE001 (whatever it is, the message is not passed on)
-            refusal = gate.refuse(visit, error)
-            if refusal is None:
-                return True
-            await self._connection.refuse(refusal, pipeline)
-            return False
-        return True
 
 
 def _require_origin(visit: Visit, allowed: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, TASK_PREFIX
 from taskiq_flow_security.core.principal import ALL_PIPELINES
 from taskiq_flow_security.errors import ConfigurationError
+from taskiq_flow_security.pipelines.graph import Graph
 from taskiq_flow_security.pipelines.protocol import Pipeline, RunsHere
 from taskiq_flow_security.pipelines.steps import StepsPipeline
 from taskiq_flow_security.pipelines.task import TaskPipeline
@@ -81,6 +83,12 @@ class Catalogue:
             )
         if given.id != pipeline_id:
             raise ConfigurationError(f"The pipeline that is added as {pipeline_id!r} calls itself {given.id!r}.")
+        if not isinstance(given.graph, Graph):
+            raise ConfigurationError(
+                f"{pipeline_id!r}: its graph is of the type {type(given.graph).__name__}; make it with Graph.of([...])."
+            )
+        if not inspect.iscoroutinefunction(given.start):
+            raise ConfigurationError(f"{pipeline_id!r}: its start must be an async function.")
         return given
 
     def _library_pipeline(self, pipeline_id: str, given: Any, library: str) -> Pipeline:

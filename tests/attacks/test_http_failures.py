@@ -10,7 +10,7 @@ import pytest
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from taskiq import InMemoryBroker
 
 from taskiq_flow_security import (
@@ -21,6 +21,7 @@ from taskiq_flow_security import (
     current_principal,
 )
 from taskiq_flow_security.http import Rule
+from taskiq_flow_security.http.asgi import Receive, Scope, Send
 from tests.edge import ADMIN, VIEWER, Edge, bearer, connect, key
 
 OPEN = [Rule("GET", "/", "index", public=True), Rule("GET", "/mine", "mine")]
@@ -271,6 +272,23 @@ async def test_hsts_is_on_every_secure_answer_and_on_no_other() -> None:
         assert "strict-transport-security" not in (await edge.get(path, headers, scheme="http")).headers
     silent = Edge(settings={"hsts_max_age": 0})
     assert "strict-transport-security" not in (await silent.get("/pipelines", key())).headers
+
+
+async def test_hsts_is_put_on_the_headers_of_an_answer_whatever_they_come_in() -> None:
+    async def streamed(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = ((name, b"x") for name in (b"set-cookie", b"x-other"))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    edge = Edge(routes=[Mount("/mine", streamed)], rules=[Rule("GET", "/mine/", "mine")])
+    headers = (await edge.get("/mine/", key())).headers
+    assert {"set-cookie", "x-other", "strict-transport-security"} <= headers.keys()
+
+
+async def test_hsts_is_on_a_handshake_that_is_denied() -> None:
+    edge = Edge()
+    async with connect(edge.app, key("wrong")) as client:
+        assert "strict-transport-security" in (await client.denial()).headers
 
 
 async def test_ten_thousand_headers_and_a_megabyte_of_query_are_read_in_no_time() -> None:

@@ -323,6 +323,48 @@ async def test_without_required_authentication_everybody_connects_anonymously_an
         assert (await client.denial()).status == 403
 
 
+NOT_REQUIRED = {"websocket_require_auth": False}
+
+
+@pytest.mark.parametrize("auth", ["a-wrong-key-0123456789", token(exp=NOW - 3600)])
+async def test_without_required_authentication_a_credential_in_a_message_must_be_a_good_one(auth: str) -> None:
+    edge = Edge(settings=NOT_REQUIRED)
+    async with connect(edge.app) as client:
+        await client.accepted()
+        client.send({"type": "connect", "auth": auth})
+        assert (await client.receive())["type"] == "error"
+        assert await client.close_code() == 4401
+    assert edge.trail.last.event == "authn_login_fail"
+
+
+async def test_without_required_authentication_whoever_logs_in_is_held_to_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskiq_flow_security.http.websocket._CHECKED_EVERY", 0.01)
+    edge = Edge(settings=NOT_REQUIRED)
+    async with connect(edge.app) as client:
+        await client.accepted()
+        client.send({"type": "connect", "auth": token(exp=NOW + 60)})
+        assert await client.receive() == {"type": "connected", "subject": "carol"}
+        client.subscribe("p1")
+        assert await client.receive() == {"type": "received"}
+        assert edge.trail.last.sub == "carol"
+        edge.clock.now = NOW + 75
+        assert (await client.receive())["reason"] == "expired"
+        assert await client.close_code() == 4401
+    async with connect(edge.app) as client:
+        client.send({"type": "connect", "auth": VIEWER})
+        assert (await client.receive())["subject"] == "viewer"
+        client.subscribe("p2")
+        assert await client.close_code() == 4403
+
+
+async def test_a_message_that_logs_nobody_in_is_passed_on_while_monitoring() -> None:
+    edge = Edge(settings={**NOT_REQUIRED, "enforcement": "monitor"})
+    async with connect(edge.app) as client:
+        client.send({"type": "connect", "auth": "a-wrong-key-0123456789"})
+        assert await client.receive() == {"type": "received"}
+    assert "authz_shadow_fail" in [event.event for event in edge.trail.events]
+
+
 async def test_a_public_rule_opens_its_websocket_and_no_other() -> None:
     edge = Edge(
         rules=[Rule(WEBSOCKET, "/news", "news", public=True), Rule(WEBSOCKET, "/ws", "ws")],

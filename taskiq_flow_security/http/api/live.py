@@ -52,7 +52,6 @@ class Live:
 class _Connection:
     def __init__(self, websocket: WebSocket, security: FlowSecurity, catalogue: Catalogue) -> None:
         self._websocket = websocket
-        self._principal = caller(websocket)
         self._security = security
         self._catalogue = catalogue
         self._subscriptions: dict[str, asyncio.Task[None]] = {}
@@ -82,7 +81,7 @@ class _Connection:
             await self._send(Error(reason="invalid_message", detail="Send connect, subscribe or unsubscribe, as JSON."))
             return
         if isinstance(message, Connect):
-            await self._send(Connected(subject=self._principal.subject))
+            await self._send(Connected(subject=caller(self._websocket).subject))
         elif isinstance(message, Subscribe):
             await self._subscribe(message.pipeline_id)
         else:
@@ -158,6 +157,7 @@ class _Connection:
 
     def _refusal(self, pipeline_id: str) -> Reason | None:
         """Why the caller may not read a pipeline; ``None`` where it may."""
-        if self._principal is ANONYMOUS:  # the middleware lets nobody in unknown, but where the settings say so
+        principal = caller(self._websocket)  # who may have proved it since
+        if principal is ANONYMOUS:  # the middleware lets nobody in unknown, but where the settings say so
             return None
-        return refusal(self._security, self._principal, Permission.READ, pipeline_id)
+        return refusal(self._security, principal, Permission.READ, pipeline_id)

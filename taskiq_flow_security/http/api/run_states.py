@@ -23,6 +23,8 @@ _logger = logging.getLogger(__name__)
 
 _AT_ONCE = 2
 """Results of one list of runs that are in memory together; TaskIQ cannot tell how one ended without reading it."""
+_LONGEST_CHAIN = 10
+"""Errors, each the cause of the one before it, that are looked at; they may go round in a circle."""
 _LONGEST_TEXT = 1000
 """Characters of an error that are remembered."""
 _NOT_SHOWN = "It is no longer kept, or cannot be believed any longer."
@@ -114,13 +116,22 @@ def check_results(backend: AsyncResultBackend[Any]) -> None:
 def _outcome_of(result: TaskiqResult[Any]) -> RunOutcome:
     if not result.is_err:
         return RunOutcome(RunState.COMPLETED)
-    error = result.error
+    error = _refusal_behind(result.error) or result.error
     name = type(error).__name__[:_LONGEST_TEXT]
     if isinstance(error, FlowSecurityError):
         return RunOutcome(RunState.REFUSED, name, error.reason, str(error)[:_LONGEST_TEXT])
     if isinstance(error, AbandonedRunError):
         return RunOutcome(RunState.FAILED, name, error.reason, str(error)[:_LONGEST_TEXT])
     return RunOutcome(RunState.FAILED, name)  # what a task's own exception says stays on the server
+
+
+def _refusal_behind(error: BaseException | None) -> FlowSecurityError | None:
+    """The refusal that is the cause of an error: of a step that has collected the results of others, for one."""
+    for _ in range(_LONGEST_CHAIN):
+        if error is None or isinstance(error, FlowSecurityError):
+            return error
+        error = error.__cause__
+    return None
 
 
 def _state(outcome: RunOutcome | None) -> RunState:

@@ -117,7 +117,8 @@ async def test_items_of_a_step_that_the_caller_may_not_run_fail_the_run(library:
     served.api.add_pipeline("flow", pipeline)
     async with serving(served.api) as client:
         run = await client.run("flow", PROCESSOR, 2)
-    assert (run["state"], run["result"]) == ("failed", None)
+    assert (run["state"], run["result"]) == ("refused", None)
+    assert (run["error"]["type"], run["error"]["reason"]) == ("AccessDeniedError", "whitelist")
     assert [name for name, _, _ in served.notes] == ["spread"]
 
 

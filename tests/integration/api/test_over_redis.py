@@ -87,7 +87,7 @@ async def test_another_process_knows_the_run_and_sees_its_events(transport: Tran
         run_id = (await one.finished(started, PROCESSOR))["run_id"]
         seen = (await other.get(f"/pipelines/tables/runs/{run_id}", VIEWER)).json()
         status = (await other.get("/pipelines/tables/status", VIEWER)).json()
-    assert {event["kind"] for event in events} == {"enqueued", "started", "completed"}
+    assert [event["kind"] for event in events] == ["enqueued", "started", "completed"]
     assert {event["run_id"] for event in events} == {run_id}
     assert seen["state"] == "completed"
     assert [run["run_id"] for run in status["runs"]] == [run_id]

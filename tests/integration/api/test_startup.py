@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from taskiq import InMemoryBroker, TaskiqEvents
 
 from taskiq_flow_security import AuthenticationError, ConfigurationError, FlowSecurity, SecurityMiddleware
 from taskiq_flow_security.http import create_visualization_api
+from taskiq_flow_security.pipelines import Graph, Node
 from tests.integration.api.server import PROCESSOR, STRANGER, config, serving
 
 
@@ -60,6 +62,30 @@ def test_a_limit_for_each_endpoint_that_the_document_names_is_taken(caplog: pyte
 def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="is no pipeline"):
         create_visualization_api(InMemoryBroker(), config(), pipelines={"some": object()})
+
+
+class _Own:
+    id = "own"
+    graph: object = Graph.of([Node(id="one", task="nothing")])
+
+    async def start(self, _args: object, _kwargs: object) -> str:
+        return "task"
+
+
+class _WithPlainGraph(_Own):
+    graph = MappingProxyType({"nodes": ()})
+
+
+class _WithPlainStart(_Own):
+    def start(self, _args: object, _kwargs: object) -> str:  # type: ignore[override]  # what is wrong with it
+        return "task"
+
+
+@pytest.mark.parametrize(("pipeline", "what"), [(_WithPlainGraph(), "graph"), (_WithPlainStart(), "start")])
+def test_what_only_looks_like_a_pipeline_is_refused(pipeline: object, what: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"'own': its {what} "):
+        create_visualization_api(InMemoryBroker(), config(), pipelines={"own": pipeline})
+    create_visualization_api(InMemoryBroker(), config(), pipelines={"own": _Own()})
 
 
 async def test_the_broker_starts_and_stops_with_the_server() -> None:
