@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from taskiq_flow_security.config import TaskiqFlowConfig
 from taskiq_flow_security.core.policy import AccessRequest, Decision, decide
@@ -58,6 +59,14 @@ class Authorization:
         return (principal.expires_at is not None and earliest >= principal.expires_at) or (
             principal.issued_until is not None and earliest >= principal.issued_until
         )
+
+    def allows_until(self, principal: Principal) -> float:
+        """Until when what is allowed stays allowed, as long as the same policy is in force."""
+        ends = [principal.expires_at, principal.issued_until]
+        if principal.api_key_id is not None and self._lists_api_keys:
+            key = self._api_keys.find(principal.api_key_id)
+            ends.append(0.0 if key is None else key.expires_at)
+        return min((end for end in ends if end is not None), default=inf)
 
     def login_ended(self, principal: Principal) -> Reason | None:
         """Why the login that a principal comes from is over, if it is."""

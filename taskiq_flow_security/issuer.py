@@ -49,6 +49,10 @@ class Issuer:
         self._rotations.signed_with(Use.ISSUE, token.kid)
         return token
 
+    def keeps(self, token: PrincipalToken) -> bool:
+        """Whether `token_for` gives this one again and again while it is valid, until the policy says otherwise."""
+        return self._principals.by_lasting_key(token)
+
     def token_for(self, actor: Acting, now: float, until: float) -> PrincipalToken:
         """The actor's principal as signed; where this process issues it, valid `until` then.
 

@@ -29,18 +29,23 @@ def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
     Raises `AccessDeniedError` where the message does not fit the registered task.
     """
     pipeline = _pipeline(message, task)
+    check_arguments(message, task)
     if task is None:
         return AccessRequest(_EXECUTE, pipeline, message.task_name)
-    if message.kwargs and not _dependencies(task.original_func).isdisjoint(message.kwargs):
+    guard = guard_of(task.original_func)
+    if guard is None or guard.predicate is None:
+        return AccessRequest(_EXECUTE, pipeline, message.task_name, guard)
+    return AccessRequest(_EXECUTE, pipeline, message.task_name, guard, _arguments(message, task))
+
+
+def check_arguments(message: TaskiqMessage, task: Task | None) -> None:
+    """Raise `AccessDeniedError` for an argument that would take the place of a dependency."""
+    if message.kwargs and task is not None and not _dependencies(task.original_func).isdisjoint(message.kwargs):
         raise AccessDeniedError(
             Reason.DEPENDENCY_IN_ARGUMENTS,
             "The message gives an argument that the worker is to resolve as a dependency: its caller, a context, a "
             "connection; leave it out.",
         )
-    guard = guard_of(task.original_func)
-    if guard is None or guard.predicate is None:
-        return AccessRequest(_EXECUTE, pipeline, message.task_name, guard)
-    return AccessRequest(_EXECUTE, pipeline, message.task_name, guard, _arguments(message, task))
 
 
 def access_denied(principal: Principal, request: AccessRequest, decision: Decision) -> AccessDeniedError:

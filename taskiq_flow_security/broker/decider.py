@@ -15,6 +15,7 @@ from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker import refusal
 from taskiq_flow_security.broker.access_requests import access_denied, access_request
+from taskiq_flow_security.broker.admissions import Admissions
 from taskiq_flow_security.broker.arrivals import ended_within
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.kick_limits import KickLimits
@@ -51,6 +52,7 @@ class Decider:
         self._verifier = verifier
         self._replays = replays
         self._limits = KickLimits(security)
+        self._admissions = Admissions(security)
         self._leeway = security.config.clock_leeway
         self._max_depth = security.config.max_delegation_depth
         self._limits_runs = security.config.rate_limits_on_workers
@@ -127,6 +129,16 @@ class Decider:
 
         Raises `AccessDeniedError` for what may not run, and `BackendUnavailableError` where nobody can tell now.
         """
+        request = self._admissions.cover(message, delivery)
+        if request is None:
+            in_force = self._security.live.in_force  # before it is decided: it may be replaced meanwhile
+            request = self._decide_anew(message, delivery)
+            delivery.actor = self._actor_of(message, delivery)
+            self._admissions.remember(message, delivery, in_force)
+        return request
+
+    def _decide_anew(self, message: TaskiqMessage, delivery: Delivery) -> AccessRequest:
+        """As `_decide_now`, whatever was decided before."""
         security, token = self._security, delivery.token
         signature, principal = delivery.signature, delivery.principal
         assert token is not None  # it was verified
@@ -169,23 +181,25 @@ class Decider:
         delivery.counted = True
 
     def _let_run(self, message: TaskiqMessage, delivery: Delivery) -> None:
-        token, signature = delivery.token, delivery.signature
-        principal = delivery.admitted = delivery.principal or ANONYMOUS
+        delivery.admitted = delivery.principal or ANONYMOUS
         delivery.handler = asyncio.current_task()
+        acting.become(delivery.actor or self._actor_of(message, delivery))
+
+    def _actor_of(self, message: TaskiqMessage, delivery: Delivery) -> Acting:
+        """In whose name a message runs."""
+        token, signature = delivery.token, delivery.signature
         delegation = NOT_DELEGATED if signature is None else signature.delegation
         pipeline = delegation.pipeline
         if pipeline is None and (delivery.task is None or delivery.task.labels.get(PIPELINE_LABEL) is None):
             pipeline = message.labels.get(PIPELINE_LABEL)
-        acting.become(
-            Acting(
-                principal,
-                new_id() if token is None else token.txn,
-                self._security,
-                pipeline,
-                token,
-                delegation.actors,
-                received=token is not None,
-            )
+        return Acting(
+            delivery.principal or ANONYMOUS,
+            new_id() if token is None else token.txn,
+            self._security,
+            pipeline,
+            token,
+            delegation.actors,
+            received=token is not None,
         )
 
 

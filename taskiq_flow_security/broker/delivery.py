@@ -14,6 +14,7 @@ from taskiq.exceptions import NoResultError
 from taskiq.message import TaskiqMessage
 from taskiq.serialization import _UnpickleableExceptionWrapper
 
+from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.errors import FlowSecurityError
@@ -55,6 +56,8 @@ class Delivery:
     """What is asked with it, once that is known."""
     decision: Decision | None = None
     """What the policy says to that."""
+    actor: Acting | None = None
+    """As whom it is to run, once that is decided."""
     admitted: Principal | None = None
     """In whose name it may run, once that is decided."""
     refusal: RefusalSignal | None = None

@@ -11,6 +11,7 @@ from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import kicks, refusal
 from taskiq_flow_security.broker.access_requests import access_denied, access_request
+from taskiq_flow_security.broker.clearances import Clearances
 from taskiq_flow_security.broker.kick_labels import check_credentials, name_pipeline, time_to_live
 from taskiq_flow_security.broker.kick_limits import KickLimits, What
 from taskiq_flow_security.broker.kicks import Kick
@@ -38,6 +39,7 @@ class KickDecider:
         self._security = security
         self._broker = broker
         self._limits = KickLimits(security)
+        self._clearances = Clearances(security, broker)
         self._queue_ttl = security.config.queue_ttl
         self._principal_ttl = security.config.principal_ttl
         self._max_depth = security.config.max_delegation_depth
@@ -46,9 +48,10 @@ class KickDecider:
         """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
         kick = Kick.begin(self, message, message.labels.get(PRINCIPAL_LABEL))
         try:
-            self.decide(kick)
-            if self.counts(kick):
-                await self.count(kick)
+            if not self._clearances.cover(kick):
+                self.decide(kick)
+                if self.counts(kick):
+                    await self.count(kick)
         except Exception as error:  # noqa: BLE001 (whatever it is, the kick is denied)
             denial = denial_of(error)
         else:
@@ -74,7 +77,8 @@ class KickDecider:
     def decide(self, kick: Kick) -> None:
         """Decide about a kick, or raise a `FlowSecurityError`. Nothing is recorded or counted."""
         security, message = self._security, kick.message
-        task = self._broker.find_task(message.task_name)
+        task, in_force = self._broker.find_task(message.task_name), security.live.in_force
+        labels = message.labels.copy()
         check_credentials(message, task)
         if not message.task_id.isprintable():
             raise UnsignableMessageError("The task's id must be printable text; let TaskIQ make it.")
@@ -99,6 +103,7 @@ class KickDecider:
         expires_at = self.expires_at(kick, actor, now)
         kick.token = security.issuer.token_for(actor, now, expires_at)
         security.messages.signer(now, expires_at, fires=actor.schedule is not None)
+        self._clearances.remember(kick, task, labels, expires_at - now, in_force)
 
     def counts(self, kick: Kick) -> bool:
         """Whether a kick that was decided about has to be counted, unless a worker decides about it."""

@@ -14,10 +14,9 @@ from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.task_events import record_allowed
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, SCHEDULE_LABEL, WireMessage
 from taskiq_flow_security.core.events import EventName, Outcome
-from taskiq_flow_security.core.principal import UNRESTRICTED
 from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL, Delegation, MessageSignature
+from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
 
@@ -58,8 +57,13 @@ class Signer:
         now = security.clock()
         data = wire.to_wire(message)
         actor = kick.actor = kick.actor or self._decider.actor_of(kick)
-        expires_at = self._decider.expires_at(kick, actor, now)
-        token = self._token_of(kick, actor, now, expires_at)
+        clearance = kick.clearance
+        if clearance is not None and message.labels == clearance.labels:  # other middlewares have added nothing
+            token, delegation, expires_at = clearance.token, clearance.delegation, now + clearance.time_to_live
+        else:
+            expires_at = self._decider.expires_at(kick, actor, now)
+            token = self._token_of(kick, actor, now, expires_at)
+            delegation = kick.delegation(actor, token)
         data["labels"][PRINCIPAL_LABEL] = token.text
         as_signed = signed_json.is_sent_by(inner)
         data, payload = (data, wire.signed_payload(data)) if as_signed else self._as_it_arrives(data, inner)
@@ -67,7 +71,7 @@ class Signer:
             payload,
             now,
             expires_at,
-            delegation(kick, actor, token),
+            delegation,
             kick.denied,
             fires=actor.schedule is not None,
             counted=kick.counted,
@@ -119,18 +123,6 @@ class Signer:
                 decision=kick.decision if kick.decision is not None and kick.decision.allowed else None,
             )
         run_events.enqueued(security, kick.message, pipeline, token)
-
-
-def delegation(kick: Kick, actor: Acting, token: PrincipalToken) -> Delegation:
-    """On what terms the actor passes the principal on with a kick that the token proves."""
-    actors, scope, pipeline = kick.actors(actor), actor.principal.scope, kick.pipeline(actor)
-    if scope is token.principal.scope or scope == token.principal.scope:
-        scope = UNRESTRICTED
-    if pipeline is not None and pipeline == wire.read_label(kick.message, PIPELINE_LABEL):
-        pipeline = None
-    if not actors and scope is UNRESTRICTED and pipeline is None:
-        return NOT_DELEGATED
-    return Delegation(actors, scope, pipeline)
 
 
 def _event(actor: Acting, signature: MessageSignature) -> EventName:

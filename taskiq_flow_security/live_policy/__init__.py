@@ -2,6 +2,7 @@
 
 from taskiq_flow_security.live_policy.administration import Administration
 from taskiq_flow_security.live_policy.document import PolicyChange, PolicyDocument, Revocation, RevocationKind
+from taskiq_flow_security.live_policy.in_force import InForce
 from taskiq_flow_security.live_policy.live import LivePolicy
 
-__all__ = ["Administration", "LivePolicy", "PolicyChange", "PolicyDocument", "Revocation", "RevocationKind"]
+__all__ = ["Administration", "InForce", "LivePolicy", "PolicyChange", "PolicyDocument", "Revocation", "RevocationKind"]

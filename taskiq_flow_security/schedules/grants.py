@@ -10,7 +10,6 @@ from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.schedule_claims import schedule_claim
-from taskiq_flow_security.broker.signer import delegation
 from taskiq_flow_security.broker.task_events import record_allowed
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.events import EventName
@@ -40,7 +39,7 @@ class Grants:
         if PIPELINE_LABEL in message.labels:
             labels[PIPELINE_LABEL] = message.labels[PIPELINE_LABEL]
         granted = schedule.model_copy(update={"labels": labels})
-        terms = delegation(kick, actor, actor.token)
+        terms = kick.delegation(actor, actor.token)
         token = self._token(granted, actor, now, until, terms.pipeline)
         granted = schedule.model_copy(update={"labels": {**labels, PRINCIPAL_LABEL: token.text}})
         text, signature = security.schedules.sign(

@@ -122,6 +122,10 @@ class PrincipalTokens:
         """Whether the key of a token is the one that `issue` would use for it now. Raises as that does."""
         return self._keyring.signer(_ISSUE, now, token.expires_at).kid == token.kid
 
+    def by_lasting_key(self, token: PrincipalToken) -> bool:
+        """Whether the key of a token is the one to issue with, whenever."""
+        return self._keyring.lasting(_ISSUE, token.kid)
+
     def verify(self, text: object, now: float) -> PrincipalToken:
         """The principal of a token that this process accepts now, or `AuthenticationError`."""
         token = self.read(text, now)

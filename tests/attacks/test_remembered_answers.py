@@ -1,0 +1,364 @@
+"""That something was allowed before lets nothing through that is not allowed now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from taskiq import TaskiqDepends
+
+from taskiq_flow_security import FlowSecurityError, Principal, acting, current_principal, guard
+from taskiq_flow_security.broker.admissions import Admissions
+from taskiq_flow_security.broker.clearances import Clearances
+from taskiq_flow_security.live_policy import PolicyChange, Revocation
+from tests.attacks.forging import header_of, principal_of, read, sign, signature_of, write
+from tests.integration.inmemory.fixtures import NewProcess
+from tests.integration.inmemory.harness import PROCESSOR, AuditTrail, Clock, Process
+
+ADMIN = Principal("root", permissions=["admin"])
+KEY = "the-key-of-the-processor"
+
+
+ARGUMENTS = {"clean": ([1],), "guarded": ([1],)}
+
+
+class Regular:
+    """A caller that kicks the same again and again, in one and the same name."""
+
+    def __init__(self, process: Process, principal: Principal = PROCESSOR, pipeline: str | None = None) -> None:
+        self.process = process
+        with process.security.acting_as(principal, pipeline=pipeline):
+            self._actor = acting.current()
+
+    async def kick(
+        self, task: str = "clean", labels: dict[str, Any] | None = None, task_id: str | None = None, **kwargs: Any
+    ) -> bytes:
+        registered = self.process.broker.find_task(task)
+        assert registered is not None
+        kicker = registered.kicker().with_labels(**(labels or {}))
+        with acting.scope(self._actor):
+            await (kicker.with_task_id(task_id) if task_id else kicker).kiq(*ARGUMENTS.get(task, ()), **kwargs)
+        return self.process.broker.take()
+
+    async def settles_in(self, task: str = "clean", labels: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Kick and run until both sides remember that this is allowed."""
+        for _ in range(3):
+            await self.process.runs(await self.kick(task, labels, **kwargs))
+        with patch.object(self.process.security.authorization, "decide", side_effect=AssertionError):
+            await self.process.runs(await self.kick(task, labels, **kwargs))
+
+
+@pytest.fixture
+def api_keys(clock: Clock) -> dict[str, Any]:
+    ends = datetime.fromtimestamp(clock.now + 60, timezone.utc)
+    return {KEY: {"role": "processor", "permissions": ["execute"], "expires_at": ends.isoformat()}}
+
+
+async def _narrow(process: Process) -> None:
+    await process.security.administration.change(ADMIN, PolicyChange(pipeline_acls={"data": {}}))
+
+
+async def _take_roles(process: Process) -> None:
+    await process.security.administration.change(ADMIN, PolicyChange(roles={"alice": []}))
+
+
+async def _revoke_subject(process: Process) -> None:
+    await process.security.administration.revoke(ADMIN, Revocation(subject="alice"))
+
+
+async def _revoke_all(process: Process) -> None:
+    process.clock.now += 1
+    await process.security.administration.revoke(ADMIN, Revocation(issued_before=process.clock.now))
+
+
+async def _nothing() -> None:
+    """Nobody knows the policy."""
+
+
+Change = Callable[[Process], Awaitable[None]]
+
+CHANGES: dict[str, tuple[Change, str]] = {
+    "an ACL was narrowed": (_narrow, "acl"),
+    "roles were taken": (_take_roles, "acl"),
+    "the subject was revoked": (_revoke_subject, "revoked"),
+    "all was revoked": (_revoke_all, "revoked"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), CHANGES.values(), ids=CHANGES)
+async def test_what_was_allowed_is_denied_at_the_kick_and_on_the_worker_once(
+    process: Process, change: Change, reason: str
+) -> None:
+    regular = Regular(process)
+    await regular.settles_in()
+    queued = await regular.kick()
+    await change(process)
+    process.audit.take()
+    if reason != "revoked" or change is _revoke_subject:  # else its token is only made anew
+        with pytest.raises(FlowSecurityError) as refusal:
+            await regular.kick()
+        assert refusal.value.reason == reason
+    outcome = await process.broker.deliver(queued)
+    assert outcome.reason == reason
+    assert process.ran == []
+
+
+async def test_what_was_allowed_with_an_api_key_ends_with_it(new_process: NewProcess, api_keys: dict[str, Any]) -> None:
+    process = new_process(api_keys=api_keys)
+    regular = Regular(process, await process.security.authenticate(api_key=KEY))
+    await regular.settles_in()
+    queued = await regular.kick()
+    process.clock.now += 60
+    with pytest.raises(FlowSecurityError) as refusal:
+        await regular.kick()
+    assert refusal.value.reason == "api_key_expired"
+    assert (await process.broker.deliver(queued)).reason == "api_key_expired"
+
+
+async def test_what_was_allowed_is_not_while_nobody_knows_the_policy(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regular = Regular(process)
+    await regular.settles_in()
+    monkeypatch.setattr(process.security.live, "catch_up", _nothing)
+    monkeypatch.setattr(process.security.live, "caught_up", lambda: False)
+    process.security.live.stale = True
+    with pytest.raises(FlowSecurityError) as refusal:
+        await regular.kick()
+    assert refusal.value.reason == "backend_unavailable"
+
+
+async def test_a_task_that_has_moved_to_another_pipeline_is_decided_about_anew(process: Process) -> None:
+    regular = Regular(process)
+    for labels in ({}, {"pipeline": "data"}):
+        await regular.settles_in(labels=labels)
+        queued = await regular.kick(labels=labels)
+        process.clean.labels["pipeline"] = "reports"
+        with pytest.raises(FlowSecurityError) as refusal:
+            await regular.kick(labels=labels)
+        assert refusal.value.reason == ("pipeline_mismatch" if labels else "acl")
+        assert (await process.broker.deliver(queued)).reason == "pipeline_mismatch"
+        process.clean.labels["pipeline"] = "data"
+
+
+async def test_a_task_that_is_registered_anew_is_decided_about_anew(process: Process) -> None:
+    regular = Regular(process)
+    await regular.settles_in()
+    queued = await regular.kick()
+
+    @process.broker.task("clean", pipeline="data")
+    @guard(roles=["nobody"])
+    async def clean(rows: list[int]) -> None:
+        process.ran.append(("clean", rows))
+
+    with pytest.raises(FlowSecurityError) as refusal:
+        await regular.kick()
+    assert refusal.value.reason == "guard"
+    assert (await process.broker.deliver(queued)).reason == "guard"
+
+
+async def test_others_are_not_taken_for_who_was_allowed(process: Process, new_process: NewProcess) -> None:
+    regular = Regular(process)
+    await regular.settles_in()
+    viewer = Principal("alice", roles=["viewer"])
+    for other in (viewer, PROCESSOR.restrict(pipelines=["reports"])):
+        with pytest.raises(FlowSecurityError):
+            await Regular(process, other).kick()
+    with pytest.raises(FlowSecurityError):
+        await regular.kick(labels=process.security.labels_for(viewer))
+    lax = new_process(pipeline_acls={"data": {"execute": ["viewer"]}})
+    await process.refuses_authentic(await lax.kick(lax.clean, [1], principal=viewer), "acl")
+
+
+async def test_another_label_is_decided_about_anew(process: Process) -> None:
+    regular = Regular(process)
+    await regular.settles_in()
+    for labels in ({"pipeline": "reports"}, {"queue_ttl": "-1"}, {"queue_ttl": "1e9"}):
+        with pytest.raises(FlowSecurityError):
+            await regular.kick(labels=labels)
+    await process.refuses_authentic(await regular.kick(labels={"ack_type": "never"}), "invalid_label")
+
+
+async def test_a_label_of_another_type_is_another_label(new_process: NewProcess) -> None:
+    process = new_process(
+        task_acls={"loose": {"execute": ["processor"]}}, pipeline_acls={"7": {"execute": ["processor"]}}
+    )
+    regular = Regular(process)
+    await regular.settles_in("loose", {"pipeline": "7"})
+    with pytest.raises(FlowSecurityError) as refusal:
+        await regular.kick("loose", {"pipeline": 7})
+    assert refusal.value.reason == "invalid_label"
+
+
+async def test_an_id_that_is_no_text_is_denied_as_ever(process: Process) -> None:
+    regular = Regular(process)
+    await regular.settles_in()
+    with pytest.raises(FlowSecurityError) as refusal:
+        await regular.kick(task_id="a\nb")
+    assert refusal.value.reason == "unsignable"
+
+
+async def test_a_pipeline_that_the_kick_is_made_for_is_named_in_each_message(new_process: NewProcess) -> None:
+    process = new_process(pipeline_acls={"mine": {"execute": ["processor"]}})
+    regular = Regular(process, pipeline="mine")
+    for _ in range(4):
+        assert read(await regular.kick("loose")).labels["pipeline"] == "mine"
+
+
+async def test_what_depends_on_its_arguments_is_decided_about_each_time(process: Process) -> None:
+    @process.broker.task("picky", pipeline="data")
+    @guard(predicate=lambda _principal, arguments: arguments["number"] < 5)
+    async def picky(number: int) -> None:
+        process.ran.append(("picky", number))
+
+    regular = Regular(process)
+    for number in range(5):
+        await process.runs(await regular.kick("picky", number=number))
+    with pytest.raises(FlowSecurityError) as refusal:
+        await regular.kick("picky", number=5)
+    assert refusal.value.reason == "guard"
+    message = read(await regular.kick("picky", number=4))
+    await process.refuses_authentic(write(sign(message.model_copy(update={"kwargs": {"number": 5}}))), "guard")
+
+
+async def test_an_argument_in_the_place_of_a_dependency_is_denied_as_ever(process: Process) -> None:
+    @process.broker.task("curious", pipeline="data")
+    async def curious(note: str = "", caller: Principal = TaskiqDepends(current_principal)) -> str:
+        process.ran.append(("curious", note))
+        return caller.subject
+
+    regular = Regular(process)
+    await regular.settles_in("curious", note="x")
+    with pytest.raises(FlowSecurityError) as refusal:
+        await regular.kick("curious", caller="root")
+    assert refusal.value.reason == "dependency_in_arguments"
+    message = read(await regular.kick("curious", note="x"))
+    forged = write(sign(message.model_copy(update={"kwargs": {"caller": "root"}})))
+    await process.refuses_authentic(forged, "dependency_in_arguments")
+
+
+async def test_limits_count_however_often_something_was_allowed(process: Process) -> None:
+    @process.broker.task("seldom", pipeline="data")
+    @guard(rate_limit="4/hour")
+    async def seldom() -> None:
+        process.ran.append(("seldom", None))
+
+    regular = Regular(process)
+    await regular.settles_in()
+    await process.security.administration.change(ADMIN, PolicyChange(task_rate_limits={"clean": "4/hour"}))
+    for task in ("clean", "seldom"):
+        for _ in range(4):
+            await regular.kick(task)
+        with pytest.raises(FlowSecurityError) as refusal:
+            await regular.kick(task)
+        assert refusal.value.reason == "rate_limit"
+
+
+async def test_a_message_that_is_revoked_is_refused_after_others_like_it_have_run(process: Process) -> None:
+    regular = Regular(process)
+    queued = await regular.kick()
+    jti = header_of(signature_of(read(queued)))["jti"]
+    await process.security.administration.revoke(ADMIN, Revocation(token=jti))
+    for _ in range(4):
+        await process.runs(await regular.kick())
+    await process.refuses_authentic(queued, "revoked")
+
+
+@pytest.mark.parametrize("terms", [{"denied": "acl"}, {"scope": {"pipelines": ["reports"]}}, {"act": ["a"] * 60}])
+async def test_a_message_on_other_terms_is_refused_after_others_like_it_have_run(
+    process: Process, terms: dict[str, Any]
+) -> None:
+    regular = Regular(process)
+    await regular.settles_in()
+    queued = write(sign(read(await regular.kick()), header=terms))
+    process.audit.take()
+    assert (await process.broker.deliver(queued)).result.is_err
+    assert process.ran == []
+
+
+async def test_the_next_key_signs_from_its_time_on_whatever_was_allowed_before(new_process: NewProcess) -> None:
+    clock = Clock()
+    begins = datetime.fromtimestamp(clock.now + 60, timezone.utc).isoformat()
+    key = {"alg": "HS256", "uses": ["issue", "send"]}
+    keys = [{**key, "kid": "new", "secret": "n" * 40, "not_before": begins}, {**key, "kid": "old", "secret": "o" * 40}]
+    process = new_process(clock=clock, signing_keys=keys)
+    regular = Regular(process)
+    for _ in range(4):
+        await process.runs(await regular.kick())
+    clock.now += 60
+    message = read(await regular.kick())
+    assert header_of(principal_of(message))["kid"] == header_of(signature_of(message))["kid"] == "new"
+
+
+class Step(NamedTuple):
+    """Something that happens."""
+
+    what: str
+    task: str = "clean"
+    who: int = 0
+    value: Any = None
+
+
+LABELS: list[dict[str, Any]] = [{}, {"note": 1}, {"queue_ttl": "30"}, {"pipeline": "data"}, {"pipeline": "reports"}]
+ACLS: list[dict[str, list[str]] | None] = [None, {}, {"execute": ["processor"]}, {"execute": ["reporter"]}]
+WHO = [PROCESSOR, Principal("carol", roles=["reporter"]), PROCESSOR.restrict(permissions=["execute"])]
+TASKS = ["clean", "report", "loose", "guarded"]
+
+kicks = st.builds(
+    Step, st.just("kick"), st.sampled_from(TASKS), st.sampled_from(range(len(WHO))), st.sampled_from(LABELS)
+)
+changes = st.one_of(
+    st.builds(Step, st.just("acl"), st.sampled_from(["data", "reports"]), value=st.sampled_from(ACLS)),
+    st.builds(Step, st.just("roles"), who=st.sampled_from([0, 1]), value=st.sampled_from([[], ["processor"], None])),
+    st.builds(Step, st.just("limit"), st.sampled_from(TASKS), value=st.sampled_from([None, "2/hour"])),
+    st.builds(Step, st.just("revoke"), who=st.sampled_from([0, 1]), value=st.none()),
+    st.builds(Step, st.just("reinstate"), who=st.sampled_from([0, 1]), value=st.none()),
+    st.builds(Step, st.just("wait"), value=st.sampled_from([20.0, 500.0, 2000.0])),
+)
+
+
+async def _do(process: Process, regulars: list[Regular], step: Step) -> list[object]:
+    """What comes of a step, and of the message that is sent, which comes two seconds later."""
+    security = process.security
+    if step.what == "wait":
+        process.clock.now += step.value
+    elif step.what == "acl":
+        await security.administration.change(ADMIN, PolicyChange(pipeline_acls={step.task: step.value}))
+    elif step.what == "roles":
+        await security.administration.change(ADMIN, PolicyChange(roles={WHO[step.who].subject: step.value}))
+    elif step.what == "limit":
+        await security.administration.change(ADMIN, PolicyChange(task_rate_limits={step.task: step.value}))
+    elif step.what == "revoke":
+        await security.administration.revoke(ADMIN, Revocation(subject=WHO[step.who].subject))
+    elif step.what == "reinstate":
+        await security.administration.reinstate(ADMIN, Revocation(subject=WHO[step.who].subject))
+    else:
+        try:
+            data = await regulars[step.who].kick(step.task, step.value)
+        except FlowSecurityError as error:
+            return [type(error), error.reason]
+        process.clock.now += 2
+        outcome = await process.broker.deliver(data)
+        ran, process.ran[:] = list(process.ran), []
+        return [ran, outcome.reason if outcome.result.is_err else None]
+    return []
+
+
+async def _all(steps: list[Step]) -> list[list[object]]:
+    process = Process(AuditTrail(), Clock(), jwt_secret="x" * 40)
+    regulars = [Regular(process, principal) for principal in WHO]
+    return [await _do(process, regulars, step) for step in steps]
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(kicks, kicks, kicks, changes), min_size=5, max_size=40))
+def test_with_and_without_remembered_answers_all_comes_out_alike(steps: list[Step]) -> None:
+    remembered = asyncio.run(_all(steps))
+    with patch.object(Clearances, "cover", lambda *_: False), patch.object(Admissions, "cover", lambda *_: None):
+        assert asyncio.run(_all(steps)) == remembered
