@@ -1,9 +1,11 @@
 """Your own FastAPI application behind the middleware: it kicks tasks in the name of whoever calls. Needs no service.
 
-Serve it with ``uvicorn examples.fastapi_app:app``; run as a program, it serves itself and makes a few calls.
+Serve it with ``ANALYST_KEY=<your key> uvicorn examples.fastapi_app:app``; run as a program, it serves itself and makes
+a few calls.
 """
 
 import asyncio
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -17,7 +19,7 @@ from taskiq import InMemoryBroker, TaskiqDepends
 from taskiq_flow_security import FlowSecurity, Principal, SecurityMiddleware, TaskiqFlowConfig, current_principal
 from taskiq_flow_security.http import HTTPSecurityMiddleware, Rule
 
-ANALYST_KEY = secrets.token_urlsafe()
+ANALYST_KEY = os.environ.get("ANALYST_KEY") or secrets.token_urlsafe()
 READER_KEY = secrets.token_urlsafe()
 
 security = FlowSecurity(

@@ -3,11 +3,13 @@
 Its own security is switched off. It asks for two things then: a user in ``request.state``, and an object that says
 whether that user may read a pipeline. Its lists name every pipeline, so they are cut down to what the caller may read.
 
-Serve it with ``uvicorn examples.taskiq_flow_app:app``; run as a program, it serves itself and makes a few calls.
+Serve it with ``LISTENER_KEY=<your key> uvicorn examples.taskiq_flow_app:app``; run as a program, it serves itself and
+makes a few calls.
 """
 
 import asyncio
 import json
+import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
@@ -25,7 +27,7 @@ from taskiq_flow.config import TaskiqFlowConfig as FlowConfig
 from taskiq_flow_security import FlowSecurity, SecurityMiddleware, TaskiqFlowConfig, current_principal
 from taskiq_flow_security.http import HTTPSecurityMiddleware, Rule, taskiq_flow_rules
 
-LISTENER_KEY = secrets.token_urlsafe()
+LISTENER_KEY = os.environ.get("LISTENER_KEY") or secrets.token_urlsafe()
 
 security = FlowSecurity(
     TaskiqFlowConfig(

@@ -87,9 +87,14 @@ def bearer_tokens(config: TaskiqFlowConfig) -> BearerTokens:
     )
 
 
-def audit(config: TaskiqFlowConfig) -> AuditLogger:
-    """Where decisions are recorded. Raises `ConfigurationError` if the file cannot be written to."""
-    return AuditLogger(sinks=[] if config.audit_file is None else [AuditFile(config.audit_file)])
+def audit(config: TaskiqFlowConfig, given: AuditLogger | None) -> AuditLogger:
+    """Where decisions are recorded. Raises `ConfigurationError` if the file cannot be written to, or would not be."""
+    if given is not None and config.audit_file is not None:
+        raise ConfigurationError(
+            "audit_file: is set, and another AuditLogger is given, which does not write there; give it the file: "
+            "AuditLogger(sinks=[AuditFile(path)])."
+        )
+    return given or AuditLogger(sinks=[] if config.audit_file is None else [AuditFile(config.audit_file)])
 
 
 def _reveal(secret: SecretStr | None) -> str | None:

@@ -47,8 +47,9 @@ _UNSAFE = (
 class FlowSecurity:
     """Knows who may do what, and proves and checks who asks.
 
-    Make one for a process and give it to `SecurityMiddleware` and `HTTPSecurityMiddleware`. Raises
-    `ConfigurationError` if the configuration cannot secure anything.
+    Make one for a process and give it to `SecurityMiddleware` and `HTTPSecurityMiddleware`. `audit` records decisions
+    in place of what the settings say; `clock` tells the seconds since the epoch. Raises `ConfigurationError` if the
+    configuration cannot secure anything.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class FlowSecurity:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
-        self.audit = audit or from_config.audit(config)
+        self.audit = from_config.audit(config, audit)
         self.clock = clock
         self.rate_limits: RateLimits | None = None
         if config.security_enabled and config.rate_limit_enabled:

@@ -15,7 +15,7 @@ from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.guard import guard_of
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, read_label
 from taskiq_flow_security.core.guard import Arguments
-from taskiq_flow_security.core.policy import AccessRequest, Decision
+from taskiq_flow_security.core.policy import AccessRequest, Decision, is_pipeline_name
 from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AccessDeniedError, ConfigurationError
@@ -68,6 +68,11 @@ def check_pipeline(task: Task) -> None:
     if not (pipeline is None or isinstance(pipeline, str)):
         raise ConfigurationError(
             f"The pipeline of the task {task.task_name} is of the type {type(pipeline).__name__}; name it by a string."
+        )
+    if pipeline is not None and not is_pipeline_name(str.__str__(pipeline)):
+        raise ConfigurationError(
+            f"The pipeline of the task {task.task_name} cannot be named {str.__str__(pipeline)!r}: that stands for all "
+            "pipelines, a task or an endpoint."
         )
 
 

@@ -120,11 +120,11 @@ class SecurityMiddleware(TaskiqMiddleware):
             if self.security.live.stale:
                 await self.security.live.catch_up()
             delivery = await self._decider.admit(message)
-            run_events.decided(self.security, message, delivery)
             if delivery.error is not None:
                 self._install()  # that may be why; and no refusal is one without the overrides
             if delivery.admitted is None:
                 await self._decider.refuse(message, delivery)
+            run_events.decided(self.security, message, delivery)
         else:
             delivery = Delivery(self.broker, message.task_id, message.task_name)
             delivery.admitted = ANONYMOUS

@@ -53,6 +53,11 @@ _OTHER_PREFIXES = (TASK_PREFIX, ENDPOINT_PREFIX)
 _NO_PIPELINES = frozenset({"", ALL_PIPELINES})
 
 
+def is_pipeline_name(name: object) -> bool:
+    """Whether this can name a pipeline: no text that means all of them, a task or an endpoint."""
+    return isinstance(name, str) and name not in _NO_PIPELINES and not name.startswith(_OTHER_PREFIXES)
+
+
 class AccessRequest(NamedTuple):
     """What is asked: a permission on a pipeline, or on a task or an endpoint that belongs to none."""
 
@@ -184,9 +189,7 @@ def _invalid_resource(request: AccessRequest) -> str | None:
     if pipeline is None:
         name = endpoint if task is None else task
         return None if isinstance(name, str) and name else "no pipeline, task or endpoint"
-    if not isinstance(pipeline, str) or pipeline in _NO_PIPELINES or pipeline.startswith(_OTHER_PREFIXES):
-        return "not the name of a pipeline"
-    return None
+    return None if is_pipeline_name(pipeline) else "not the name of a pipeline"
 
 
 def _deny(reason: Reason, rule: str) -> Decision:

@@ -41,6 +41,7 @@ class Reason(StringEnum):
     SEVERAL_CREDENTIALS = "several_credentials"
     UNKNOWN_API_KEY = "unknown_api_key"
     BEARER_NOT_ACCEPTED = "bearer_not_accepted"
+    UNKNOWN_SCHEME = "unknown_scheme"
     CREDENTIALS_IN_QUERY = "credentials_in_query"
 
     # Denied at the HTTP and WebSocket edge.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from taskiq_flow_security import acting
+from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.core.principal import ANONYMOUS, Permission, Principal
 from taskiq_flow_security.http.asgi import Message, Scope
 from taskiq_flow_security.http.connection import Connection
@@ -65,6 +67,7 @@ class Conversation:
             return await refuse(gate, visit, self._connection, error)
         self.principal = self._scope["state"]["principal"] = principal
         self._visit = replace(self._visit, principal=principal)
+        acting.become(Acting(principal, visit.txn, gate.security))  # it is the application that receives this
         await self._connection.send_json({"type": "connected", "subject": principal.subject})
         return True
 

@@ -51,7 +51,7 @@ def find_credentials(headers: Headers, query: bytes) -> Credentials | None:
     scheme, _, token = authorizations[0].decode("latin-1").partition(" ")
     if scheme.lower() != "bearer":
         raise AuthenticationError(
-            Reason.BEARER_NOT_ACCEPTED, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
+            Reason.UNKNOWN_SCHEME, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
         )
     return Credentials(bearer=token.strip(" "))
 

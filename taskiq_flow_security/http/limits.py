@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Iterable
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 from limits import parse_many
 
@@ -90,23 +91,30 @@ class EndpointLimits:
         return in_force.rate_limits.get(endpoint) or DEFAULTS.get(endpoint, in_force.rate_limit_default)
 
 
+class _ShutOut(NamedTuple):
+    """Until when somebody is, and what the error says of it; the error itself would keep its frames, and their keys."""
+
+    until: float
+    said: tuple[Any, ...]
+
+
 class FailedLogins:
     """Counts failed logins by client address, and shuts out who has failed too often, right credentials or not."""
 
     def __init__(self, config: TaskiqFlowConfig, limits: RateLimits) -> None:
         self._limit = config.rate_limit_failed_logins
         self._limits = limits
-        self._shut_out: dict[str, tuple[float, RateLimitExceededError]] = {}
+        self._shut_out: dict[str, _ShutOut] = {}
 
     def check(self, client: Client, now: float) -> None:
         """Raise `RateLimitExceededError` for a client that is shut out."""
         if not self._shut_out:
             return  # nobody is, mostly
-        until, error = self._shut_out.get(client.network, (0.0, None))
-        if error is None:
+        shut_out = self._shut_out.get(client.network)
+        if shut_out is None:
             return
-        if now < until:
-            raise RateLimitExceededError(until - now, *error.args[1:])
+        if now < shut_out.until:
+            raise RateLimitExceededError(shut_out.until - now, *shut_out.said)
         self._shut_out.pop(client.network, None)
 
     async def count(self, client: Client, now: float) -> None:
@@ -116,7 +124,7 @@ class FailedLogins:
         except RateLimitExceededError as error:
             if len(self._shut_out) >= _REMEMBERED:
                 self._shut_out.pop(next(iter(self._shut_out)))
-            self._shut_out[client.network] = now + error.retry_after, error
+            self._shut_out[client.network] = _ShutOut(now + error.retry_after, error.args[1:])
             raise
 
 

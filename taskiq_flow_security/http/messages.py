@@ -11,7 +11,7 @@ from taskiq_flow_security.errors import AccessDeniedError
 from taskiq_flow_security.http.asgi import Message
 
 MAX_FIRST_MESSAGE = 16 * 1024
-"""Characters of the message by which somebody logs in, at most: an API key or a token of 8 KiB fits in."""
+"""Bytes of the message by which somebody logs in, at most: an API key or a token of 8 KiB fits in."""
 
 MAX_PIPELINES = 20
 """How many pipelines one message may name: each is decided about, and recorded."""
@@ -20,8 +20,9 @@ _BEFORE_JSON = " \t\r\n\0\ufeff\xef\xbb\xbf\xfe\xff"
 
 
 def require_size(message: Message, most: int) -> None:
-    """Raise `AccessDeniedError` for a message of more than so many characters, or bytes."""
-    if max(len(message.get("text") or ""), len(message.get("bytes") or b"")) > most:
+    """Raise `AccessDeniedError` for a message of more than so many bytes."""
+    text, data = message.get("text") or "", message.get("bytes") or b""
+    if max(len(text), len(data)) > most or (not text.isascii() and len(text.encode("utf-8", "surrogatepass")) > most):
         raise AccessDeniedError(Reason.MESSAGE_TOO_BIG, f"A message may be {most} bytes long here.")
 
 

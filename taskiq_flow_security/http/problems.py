@@ -34,7 +34,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 _REALM = 'realm="taskiq-flow"'
 
 _BAD_REQUEST = frozenset({Reason.SEVERAL_CREDENTIALS, Reason.CREDENTIALS_IN_QUERY})
-_MISSING = frozenset({Reason.NO_CREDENTIALS, Reason.NO_PRINCIPAL, Reason.BEARER_NOT_ACCEPTED})
+_MISSING = frozenset({Reason.NO_CREDENTIALS, Reason.NO_PRINCIPAL, Reason.BEARER_NOT_ACCEPTED, Reason.UNKNOWN_SCHEME})
 _REFUSED_KEYS = frozenset(
     {Reason.UNKNOWN_API_KEY, Reason.API_KEY_EXPIRED, Reason.API_KEY_REMOVED, Reason.API_KEY_REVOKED}
 )

@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.routing import compile_path
 
-from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, AccessRequest
-from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission
+from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, AccessRequest, is_pipeline_name
+from taskiq_flow_security.core.principal import Permission
 from taskiq_flow_security.errors import ConfigurationError
 from taskiq_flow_security.live_policy import administration
 
@@ -151,7 +151,7 @@ def _check_pipeline(what: str, pipeline: str, parameters: Any) -> None:
     if parameter is not None:
         if parameter[1] not in parameters:
             raise ConfigurationError(f"{what}: the path has no parameter {pipeline}.")
-    elif pipeline in ("", ALL_PIPELINES) or "{" in pipeline or "}" in pipeline:
+    elif not is_pipeline_name(pipeline) or "{" in pipeline or "}" in pipeline:
         raise ConfigurationError(
             f"{what}: pipeline must be the name of one, or one parameter of the path, as {{name}}."
         )

@@ -9,7 +9,7 @@ from typing import Any
 from taskiq import AsyncBroker, AsyncTaskiqDecoratedTask, async_shared_broker
 
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
-from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, TASK_PREFIX
+from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, TASK_PREFIX, is_pipeline_name
 from taskiq_flow_security.core.principal import ALL_PIPELINES
 from taskiq_flow_security.errors import ConfigurationError
 from taskiq_flow_security.pipelines.graph import Graph
@@ -37,7 +37,8 @@ class Catalogue:
         if not is_pipeline_id(pipeline_id):
             raise ConfigurationError(
                 f"{pipeline_id!r} cannot be the id of a pipeline; use up to {_MAX_ID_LENGTH} printable characters "
-                f'without "/", "\\" and "%", not "{ALL_PIPELINES}", and no "{TASK_PREFIX}" in front.'
+                f'without "/", "\\" and "%", that are not "{ALL_PIPELINES}" and do not begin with "{TASK_PREFIX}" or '
+                f'"{ENDPOINT_PREFIX}".'
             )
         if pipeline_id in self._added:
             raise ConfigurationError(f"There is a pipeline {pipeline_id!r} already; give this one another id.")
@@ -112,6 +113,6 @@ def is_pipeline_id(text: str) -> bool:
         and text.isprintable()
         and text == text.strip()
         and not set(text) & set("/\\%")
-        and text not in (ALL_PIPELINES, ".", "..")
-        and not text.startswith((TASK_PREFIX, ENDPOINT_PREFIX))
+        and text not in (".", "..")
+        and is_pipeline_name(text)
     )

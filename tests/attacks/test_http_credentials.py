@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import secrets
+from types import FrameType
 from typing import Any
 
 import jwt
@@ -96,6 +99,16 @@ async def test_an_unsigned_token_is_no_token() -> None:
     for algorithm, secret in (("none", ""), ("HS256", "x" * 32), ("HS512", SECRET * 2)):
         forged = jwt.encode(claims, secret, algorithm)
         assert (await Edge().get("/pipelines", [("authorization", f"Bearer {forged}")])).status == 401
+
+
+async def test_of_failed_logins_nothing_is_kept_that_holds_a_credential() -> None:
+    edge = Edge(settings={"rate_limit_failed_logins": "1/minute"})
+    wrong = f"a-wrong-key-{secrets.token_hex()}"
+    for _ in range(3):
+        await edge.get("/pipelines", key(wrong))
+    gc.collect()
+    kept = [holder for holder in gc.get_objects() if isinstance(holder, FrameType) and wrong in repr(holder.f_locals)]
+    assert [frame.f_code.co_name for frame in kept if "taskiq_flow_security" in frame.f_code.co_filename] == []
 
 
 async def test_a_thousand_failed_logins_shut_their_address_out_and_nobody_else() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
 
+from taskiq_flow_security import current_principal
 from taskiq_flow_security.http import Rule
 from taskiq_flow_security.http.rules import WEBSOCKET
 from tests.edge import ADMIN, API_KEYS, NOW, PROXY, VIEWER, Edge, bearer, connect, key, token
@@ -137,7 +139,7 @@ async def test_a_first_message_that_is_too_big_is_not_parsed(monkeypatch: pytest
         (key(), {"path": "/nothing"}, 403, "no_rule"),
         (key(), {"path": "/ws/"}, 403, "no_rule"),
         (key(), {"path": "/pipelines"}, 403, "no_rule"),
-        ([("authorization", "Basic x")], {}, 401, "bearer_not_accepted"),
+        ([("authorization", "Basic x")], {}, 401, "unknown_scheme"),
     ],
 )
 async def test_a_bad_handshake_is_denied_before_it_is_accepted(
@@ -355,6 +357,25 @@ async def test_without_required_authentication_whoever_logs_in_is_held_to_that(m
         assert (await client.receive())["subject"] == "viewer"
         client.subscribe("p2")
         assert await client.close_code() == 4403
+
+
+async def test_whoever_logs_in_later_acts_from_then_on() -> None:
+    acting: list[str] = []
+
+    async def tell(websocket: WebSocket) -> None:
+        await websocket.accept()
+        async for _ in websocket.iter_text():
+            acting.append(current_principal().subject)
+            await websocket.send_text('{"type": "received"}')
+
+    edge = Edge(routes=[WebSocketRoute("/ws", tell)], settings=NOT_REQUIRED)
+    async with connect(edge.app) as client:
+        await client.accepted()
+        client.send({"type": "connect", "auth": VIEWER})
+        assert (await client.receive())["type"] == "connected"
+        client.send("who am I?")
+        assert await client.receive() == {"type": "received"}
+    assert acting == ["viewer"]
 
 
 async def test_a_message_that_logs_nobody_in_is_passed_on_while_monitoring() -> None:

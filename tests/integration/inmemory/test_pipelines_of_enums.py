@@ -81,6 +81,15 @@ async def test_a_pipeline_that_is_no_string_is_a_configuration_error_at_the_star
         await process.broker.startup()
 
 
+@pytest.mark.parametrize("pipeline", ["", "*", "task:data", "endpoint:data"])
+async def test_a_pipeline_whose_name_means_something_else_is_a_configuration_error_at_the_start(
+    process: Process, pipeline: str
+) -> None:
+    _register(process, pipeline)
+    with pytest.raises(ConfigurationError, match="pipeline of the task enumerated cannot be named"):
+        await process.broker.startup()
+
+
 @WRONG
 async def test_a_pipeline_that_is_no_string_is_a_configuration_error_at_the_kick(
     process: Process, pipeline: object

@@ -33,6 +33,17 @@ def steps(events: list[RunEvent]) -> list[tuple[str, str, str | None]]:
     return [(event.kind.value, event.task, event.reason) for event in events]
 
 
+@pytest.mark.parametrize("later", [0, 10_000])
+async def test_of_a_copy_of_what_was_told_nothing_is_told(process: Process, later: float) -> None:
+    async with process.security.run_events.subscribe("data") as subscription:
+        message = await process.genuine()
+        await process.broker.deliver(message)
+        process.clock.now += later  # the copy is a replay, or has expired
+        await process.broker.deliver(message)
+        kinds = [event.kind for event in await happened(process, "data", subscription)]
+    assert kinds == [RunEventKind.ENQUEUED, RunEventKind.STARTED, RunEventKind.COMPLETED]
+
+
 async def test_a_task_is_enqueued_started_and_completed(process: Process) -> None:
     async with process.security.run_events.subscribe("data") as subscription:
         message = await process.genuine()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from taskiq_flow_security import ConfigurationError, FlowSecurity, TaskiqFlowConfig
+from taskiq_flow_security import AuditLogger, ConfigurationError, FlowSecurity, TaskiqFlowConfig
 from taskiq_flow_security.audit import AuditFile, fields
 from taskiq_flow_security.core.events import AuditEvent
 from tests.unit.audit.events import allowed, denied
@@ -226,7 +226,10 @@ def test_a_path_that_cannot_be_opened_is_wrong_configuration(tmp_path: Path) -> 
 
 
 async def test_the_setting_writes_what_the_logger_gets(path: Path) -> None:
-    security = FlowSecurity(TaskiqFlowConfig(jwt_secret="x" * 32, audit_file=path))
+    config = TaskiqFlowConfig(jwt_secret="x" * 32, audit_file=path)
+    with pytest.raises(ConfigurationError, match="audit_file"):
+        FlowSecurity(config, audit=AuditLogger())  # which would not write there
+    security = FlowSecurity(config)
     with pytest.raises(Exception, match="no_credentials"):
         await security.authenticate()
     [line] = lines(path)

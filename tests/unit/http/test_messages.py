@@ -11,13 +11,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskiq_flow_security import AccessDeniedError
-from taskiq_flow_security.http.messages import pipelines_in
+from taskiq_flow_security.http.messages import pipelines_in, require_size
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just("pipeline_id"), inner),
     max_leaves=10,
 )
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "websocket.receive", "text": "x" * 100},
+        {"type": "websocket.receive", "text": "\U0001f511" * 25},
+        {"type": "websocket.receive", "bytes": b"x" * 100},
+        {"type": "websocket.receive", "text": None, "bytes": b""},
+    ],
+)
+def test_a_message_is_as_big_as_its_bytes(message: dict[str, Any]) -> None:
+    require_size(message, 100)
+    bigger = {name: value and value + value[:1] for name, value in message.items() if name != "type"}
+    if any(bigger.values()):
+        with pytest.raises(AccessDeniedError):
+            require_size({**message, **bigger}, 100)
 
 
 def _all_named(content: Any) -> list[Any]:
