@@ -18,6 +18,7 @@ from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.task_events import record_denied
 from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
 from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.denial import denial_of
 from taskiq_flow_security.errors import (
     AccessDeniedError,
     AuthenticationError,
@@ -27,6 +28,7 @@ from taskiq_flow_security.errors import (
     UnsignableMessageError,
 )
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.message_signature import Denial
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 _logger = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ class KickDecider:
                 if self.counts(kick):
                     await self.count(kick)
         except Exception as error:  # noqa: BLE001 (whatever it is, the kick is denied)
-            denial = denial_of(error)
+            denial = denial_of(error, _logger, "A kick")
         else:
             return
         self.record_denied(kick, denial)
@@ -68,7 +70,8 @@ class KickDecider:
         # An exception would keep the receiver from acking (`on_error`) or only be logged (`post_save`), and somebody
         # would wait for ever. So the message is sent for the worker that gets it to refuse.
         if self._can_be_signed(kick, denial):
-            kick.denied = denial.reason
+            retry_after = denial.retry_after if isinstance(denial, RateLimitExceededError) else None
+            kick.denied = Denial(denial.reason, retry_after)
         else:  # nobody can sign for it
             kick.withheld = True
             if kick.delivery is None or kick.delivery.refusal is None:
@@ -166,6 +169,7 @@ class KickDecider:
             error,
             principal=None if actor is None else actor.principal,
             txn=None if actor is None else actor.txn,
+            actors=() if actor is None else kick.actors(actor),
             request=kick.request,
             decision=kick.decision,
             shadow=shadow,
@@ -183,13 +187,3 @@ class KickDecider:
         except AuthenticationError:
             return False
         return True
-
-
-def denial_of(error: Exception) -> FlowSecurityError:
-    """What a caller is told of whatever kept a decision from being made."""
-    if isinstance(error, FlowSecurityError):
-        return error
-    _logger.error("A kick cannot be decided about because of an unexpected error.", exc_info=error)
-    return AccessDeniedError(
-        Reason.INTERNAL_ERROR, "An unexpected error kept this process from deciding; its log has it."
-    )

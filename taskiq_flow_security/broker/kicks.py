@@ -14,7 +14,7 @@ from taskiq_flow_security.broker.wire import PIPELINE_LABEL, read_label
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.principal import UNRESTRICTED
 from taskiq_flow_security.live_policy import InForce
-from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, Delegation
+from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, Delegation, Denial
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
 
@@ -59,7 +59,7 @@ class Kick:
     """What it is allowed by, if it was not decided about by itself."""
     counted: bool = False
     """Whether it was counted against the rate limit of its task's guard, or need not be."""
-    denied: str | None = None
+    denied: Denial | None = None
     """Why a worker is to refuse it: it may not be made, and somebody may wait for it."""
     recorded: bool = False
     """Whether it was recorded that it is denied, or should be."""
@@ -68,11 +68,11 @@ class Kick:
     outer: Kick | None = None
     """The one in the middle of which a middleware makes it."""
 
-    def __init__(self, decider: object, message: TaskiqMessage, given: object) -> None:
-        """`decider` decides about it, for one broker: to another one, it is none. `given` is the principal that the
-        message was given explicitly.
+    def __init__(self, owner: object, message: TaskiqMessage, given: object) -> None:
+        """`owner` stands for the broker that it is made with: another one's middleware does not go on with it. `given`
+        is the principal that the message was given explicitly.
         """
-        self.decider = decider
+        self.owner = owner
         self.message = message
         self.given = given
         delivery = deliveries.current.get()
@@ -82,15 +82,15 @@ class Kick:
             self.by_hook = self.retries or delivery.executed or delivery.refusal is not None
 
     @classmethod
-    def begin(cls, decider: object, message: TaskiqMessage, given: object) -> Kick:
+    def begin(cls, owner: object, message: TaskiqMessage, given: object) -> Kick:
         """The kick that begins in this context with this message.
 
         Where the message was dumped before, by a middleware that wants to know how long it is, say, the principal that
         it was given then was taken off.
         """
         before = _under_way.get()
-        kick = cls(decider, message, given)
-        if before is not None and before.decider is decider and before.message is message:
+        kick = cls(owner, message, given)
+        if before is not None and before.owner is owner and before.message is message:
             kick.given, kick.outer = given or before.given, before.outer
         elif before is not None:
             kick.outer, before.outer = before, None  # one is enough: most of these were given up
@@ -98,13 +98,13 @@ class Kick:
         return kick
 
     @classmethod
-    def resume(cls, decider: object, message: TaskiqMessage, given: object) -> Kick:
+    def resume(cls, owner: object, message: TaskiqMessage, given: object) -> Kick:
         """The kick that is under way in this context, if this is its message or a copy; else one that begins now."""
         kick = _under_way.get()
-        if kick is not None and kick.decider is decider and kick.is_of(message) and given in (None, kick.given):
+        if kick is not None and kick.owner is owner and kick.is_of(message) and given in (None, kick.given):
             kick.message = message
             return kick
-        return cls.begin(decider, message, given)
+        return cls.begin(owner, message, given)
 
     def is_of(self, message: TaskiqMessage | BrokerMessage) -> bool:
         """Whether this is the kick of a message, or of the one that it was copied from."""

@@ -17,8 +17,8 @@ from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import arrivals, kicks, refusal, run_events
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker.access_requests import check_pipeline
+from taskiq_flow_security.broker.arrival_decider import ArrivalDecider
 from taskiq_flow_security.broker.arrivals import Listen
-from taskiq_flow_security.broker.decider import Decider
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.formatter import SigningFormatter
@@ -75,7 +75,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._unknown_tasks = UnknownTasks(self.security, broadcast=self._broadcast)
         self._verifier = Verifier(self.security, broker, fidelity, self._unknown_tasks)
         self._replays = Replays(self.security, broadcast=self._broadcast)
-        self._decider = Decider(self.security, broker, self._verifier, self._replays)
+        self._arrival_decider = ArrivalDecider(self.security, broker, self._verifier, self._replays)
         self._install()
 
     async def startup(self) -> None:
@@ -119,11 +119,11 @@ class SecurityMiddleware(TaskiqMiddleware):
         if self.security.enabled:
             if self.security.live.stale:
                 await self.security.live.catch_up()
-            delivery = await self._decider.admit(message)
+            delivery = await self._arrival_decider.admit(message)
             if delivery.error is not None:
                 self._install()  # that may be why; and no refusal is one without the overrides
             if delivery.admitted is None:
-                await self._decider.refuse(message, delivery)
+                await self._arrival_decider.refuse(message, delivery)
             run_events.decided(self.security, message, delivery)
         else:
             delivery = Delivery(self.broker, message.task_id, message.task_name)

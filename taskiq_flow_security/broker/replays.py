@@ -107,18 +107,18 @@ class Replays:
         """
         if _at_most_once(delivery.task):
             self.note(delivery)  # that it has started, which is noted, is enough
-        elif self._completes(delivery) and self._shared is not None:
+        elif self._note_here(delivery) and self._shared is not None:
             await self._complete(self._shared, delivery, _signature(delivery))
 
     def note(self, delivery: Delivery) -> None:
         """As `complete`, in the background."""
-        if self._completes(delivery) and self._shared is not None:
+        if self._note_here(delivery) and self._shared is not None:
             noting = asyncio.ensure_future(self._complete(self._shared, delivery, _signature(delivery)))
             self._noting.add(noting)
             noting.add_done_callback(self._noting.discard)
 
-    def _completes(self, delivery: Delivery) -> bool:
-        """Note in this process that a message has completed; whether it was let run, and has."""
+    def _note_here(self, delivery: Delivery) -> bool:
+        """Note in this process that a message has completed, if it was let run; whether it was."""
         if self._own is None or delivery.signature is None or delivery.admitted is None:
             return False
         self._own.note(delivery.signature, _COMPLETED)

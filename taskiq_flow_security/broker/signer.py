@@ -23,9 +23,9 @@ from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, Princip
 class Signer:
     """Signs the messages that one broker sends."""
 
-    def __init__(self, security: FlowSecurity, decider: KickDecider, fidelity: Fidelity) -> None:
+    def __init__(self, security: FlowSecurity, kick_decider: KickDecider, fidelity: Fidelity) -> None:
         self._security = security
-        self._decider = decider
+        self._kick_decider = kick_decider
         self._fidelity = fidelity
 
     def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> BrokerMessage | None:
@@ -37,14 +37,14 @@ class Signer:
         given, _ = wire.take_credentials(message)
         if not self._security.enabled:
             return None
-        kick = Kick.resume(self._decider, message, given)
+        kick = Kick.resume(self._kick_decider, message, given)
         if kick.withheld:
             return None
         try:
             return self._sign(kick, inner)
         except (UnsignableMessageError, AuthenticationError) as error:
             if not kick.recorded:
-                self._decider.record_denied(kick, error)
+                self._kick_decider.record_denied(kick, error)
             if not self._security.monitoring:
                 raise
             return None
@@ -56,12 +56,12 @@ class Signer:
         security, message = self._security, kick.message
         now = security.clock()
         data = wire.to_wire(message)
-        actor = kick.actor = kick.actor or self._decider.actor_of(kick)
+        actor = kick.actor = kick.actor or self._kick_decider.actor_of(kick)
         clearance = kick.clearance
         if clearance is not None and message.labels == clearance.labels:  # other middlewares have added nothing
             token, delegation, expires_at = clearance.token, clearance.delegation, now + clearance.time_to_live
         else:
-            expires_at = self._decider.expires_at(kick, actor, now)
+            expires_at = self._kick_decider.expires_at(kick, actor, now)
             token = self._token_of(kick, actor, now, expires_at)
             delegation = kick.delegation(actor, token)
         data["labels"][PRINCIPAL_LABEL] = token.text

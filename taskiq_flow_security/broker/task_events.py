@@ -50,7 +50,7 @@ def record_allowed(
             task=message.task_name,
             task_id=message.task_id,
             txn=txn,
-            act=_actors(signature),
+            act=_act(signature.delegation.actors),
             jti=signature.jti,
             key_id=signature.kid,
         ),
@@ -107,6 +107,7 @@ def record_denied(
     principal: Principal | None = None,
     txn: str | None = None,
     signature: MessageSignature | None = None,
+    actors: tuple[str, ...] = (),
     request: AccessRequest | None = None,
     decision: Decision | None = None,
 ) -> None:
@@ -131,7 +132,7 @@ def record_denied(
                 task=message.task_name,
                 task_id=message.task_id,
                 txn=txn,
-                act=None if signature is None else _actors(signature),
+                act=_act(actors if signature is None else signature.delegation.actors),
                 jti=None if signature is None else signature.jti,
                 key_id=None if signature is None else signature.kid,
             ),
@@ -150,9 +151,9 @@ def _record(security: FlowSecurity, event: AuditEvent) -> None:
         _logger.exception("An event cannot be recorded.")
 
 
-def _actors(signature: MessageSignature) -> str | None:
+def _act(actors: tuple[str, ...]) -> str | None:
     """The tasks through which the principal has come, the first one first."""
-    return " > ".join(signature.delegation.actors) or None
+    return " > ".join(actors) or None
 
 
 def _denial(error: FlowSecurityError) -> EventName:

@@ -19,8 +19,8 @@ from taskiq_flow_security.broker.task_events import record_arrival_denied
 from taskiq_flow_security.broker.unknown_tasks import UnknownTasks
 from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
 from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.denial import denial_of
 from taskiq_flow_security.errors import (
-    AccessDeniedError,
     AuthenticationError,
     FlowSecurityError,
 )
@@ -83,7 +83,7 @@ class Verifier:
             if delivery.task is None:
                 self._unknown_tasks.refuse(message, delivery)
         except Exception as error:  # noqa: BLE001 (whatever it is, the message is refused)
-            self._reject(message, delivery, _refusal_of(error))
+            self._reject(message, delivery, denial_of(error, _logger, "A message"))
         return message
 
     def open_late(self, message: TaskiqMessage) -> Delivery:
@@ -95,12 +95,13 @@ class Verifier:
         try:
             if SIGNATURE_LABEL not in message.labels:
                 raise _not_verified()
-            wire.prepare_labels(message)
+            as_sent = wire.prepared(message)
+            message.labels, message.labels_types = as_sent.labels, as_sent.labels_types
             self._verify(message, delivery, 0)
             message.parse_labels()
         except Exception as error:  # noqa: BLE001 (as above)
             wire.take_credentials(message)
-            self._reject(message, delivery, _refusal_of(error))
+            self._reject(message, delivery, denial_of(error, _logger, "A message"))
         return delivery
 
     def _open_signed_json(self, data: bytes) -> tuple[TaskiqMessage, MessageSignature] | None:
@@ -188,25 +189,9 @@ def _check_schedule(message: TaskiqMessage, token: PrincipalToken, signature: Me
         raise AuthenticationError(Reason.WRONG_TASK, "The principal was granted for a schedule that this is not of.")
 
 
-def _refusal_of(error: Exception) -> FlowSecurityError:
-    """What is said of a message that an error has kept from being verified."""
-    if isinstance(error, AuthenticationError):
-        return error
-    _logger.error("A message cannot be verified because of an unexpected error.", exc_info=error)
-    return internal_error()
-
-
 def _not_verified() -> AuthenticationError:
     return AuthenticationError(
         Reason.NOT_VERIFIED,
         "The message did not come through the formatter of SecurityMiddleware; set the broker's formatter before the "
         "worker starts.",
-    )
-
-
-def internal_error() -> AccessDeniedError:
-    """The error for what nobody has thought of."""
-    return AccessDeniedError(
-        Reason.INTERNAL_ERROR,
-        "An unexpected error kept the worker from deciding; its log has it.",
     )

@@ -55,10 +55,9 @@ _SAID_AGAIN = 16 * 2**20
 
 def to_wire(message: TaskiqMessage) -> WireMessage:
     """The message as plain JSON values. Raises `UnsignableMessageError` for a value that JSON cannot hold."""
-    prepare_labels(message)
     try:
         # As TaskIQ's own formats do: dumped in any other way, some models have other names and values.
-        return cast("WireMessage", message.model_dump(mode="json"))
+        return cast("WireMessage", prepared(message).model_dump(mode="json"))
     except ValueError as error:
         raise unsignable(error) from None
 
@@ -182,19 +181,24 @@ def read_label(message: TaskiqMessage, name: str) -> object:
     return value
 
 
-def prepare_labels(message: TaskiqMessage) -> None:
-    """Undo `TaskiqMessage.parse_labels` where a message is sent again, which TaskIQ 0.13 does not do itself.
+def prepared(message: TaskiqMessage) -> TaskiqMessage:
+    """A message with its labels as they are sent: itself, or a copy.
 
-    `Context.requeue` sends labels as they were parsed in place; of bytes, the receiver could not make sense.
+    `Context.requeue` sends labels as `TaskiqMessage.parse_labels` has parsed them in place (TaskIQ 0.13); of bytes, the
+    receiver could not make sense. The message that is handled keeps its own, which other hooks have still to read.
     """
-    types = message.labels_types
-    for name, value in message.labels.items():
-        if isinstance(value, str):
-            continue
-        if isinstance(value, bytes) or (types is not None and types.get(name) not in (None, LabelType.ANY)):
-            if types is None:
-                types = message.labels_types = {}
-            message.labels[name], types[name] = prepare_label(value)
+    types = message.labels_types or {}
+    parsed = {
+        name: value
+        for name, value in message.labels.items()
+        if not isinstance(value, str) and (isinstance(value, bytes) or types.get(name) not in (None, LabelType.ANY))
+    }
+    if not parsed:
+        return message
+    labels, types = dict(message.labels), dict(types)
+    for name, value in parsed.items():
+        labels[name], types[name] = prepare_label(value)
+    return message.model_copy(update={"labels": labels, "labels_types": types})
 
 
 def unsignable(error: Exception) -> UnsignableMessageError:

@@ -10,6 +10,7 @@ from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.core.events import EventName, Outcome
 from taskiq_flow_security.core.principal import ANONYMOUS, Principal
 from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.denial import denial_of
 from taskiq_flow_security.errors import (
     AccessDeniedError,
     AuthenticationError,
@@ -59,7 +60,7 @@ class Gate:
             _logger.warning("websocket_require_auth is False: anybody may connect and subscribe to every pipeline.")
 
     def visit(self, scope: Scope) -> Visit:
-        """Read from a connection's scope what decisions are made on. Never raises; `require_https` will."""
+        """Read from a connection's scope what decisions are made on. Never raises; `require_usable` will."""
         txn = new_id()
         try:
             names = _OF_HANDSHAKES if scope["type"] == "websocket" else _OF_REQUESTS
@@ -78,10 +79,9 @@ class Gate:
         nobody = principal is ANONYMOUS and self.security.enabled and not self.security.monitoring
         return acting.scope(None if nobody else Acting(principal, visit.txn, self.security))
 
-    def require_https(self, visit: Visit) -> None:
-        """Raise `AccessDeniedError` for a plain connection, where the settings want a secure one.
-
-        The first of all checks: it raises what kept the connection from being read, too.
+    def require_usable(self, visit: Visit) -> None:
+        """Raise what kept a connection from being read, and `AccessDeniedError` for a plain one where the settings want
+        a secure one. The first of all checks.
         """
         if visit.error is not None:
             raise visit.error
@@ -124,7 +124,7 @@ class Gate:
 
     async def admit(self, visit: Visit) -> Principal:
         """Decide about a request: who it is that may make it. Raises a `FlowSecurityError` for nobody."""
-        self.require_https(visit)
+        self.require_usable(visit)
         if visit.match is not None and visit.match.rule.public:
             await self.count(visit)
             return self.welcome(visit)
@@ -166,9 +166,7 @@ class Gate:
 
     def refuse(self, visit: Visit, error: Exception) -> FlowSecurityError | None:
         """Record a refusal. The error to answer with; ``None`` where refusals are only monitored."""
-        if not isinstance(error, FlowSecurityError):
-            _logger.error("A request cannot be decided about because of an unexpected error.", exc_info=error)
-            error = AccessDeniedError(Reason.INTERNAL_ERROR, "An unexpected error kept the server from deciding.")
+        error = denial_of(error, _logger, "A request")
         event = EventName.AUTHZ_SHADOW_FAIL if self.security.monitoring else _refusal(error)
         try:
             self._record(visit, event, Outcome.DENY, error.reason)

@@ -74,7 +74,7 @@ class WebSockets:
 
     async def _authenticate(self, visit: Visit, connection: Connection) -> Principal:
         gate, config = self._gate, self._gate.security.config
-        gate.require_https(visit)
+        gate.require_usable(visit)
         _require_origin(visit, config.websocket_origins)
         public = gate.require_rule(visit).rule.public
         given = None if public else await gate.credentials(visit)

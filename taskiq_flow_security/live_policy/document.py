@@ -109,6 +109,10 @@ class Revoked(_Model):
     token: dict[Name, Until] = {}
     signing_key: dict[Name, Until] = {}
     issued_before: float | None = None
+    reinstated: list[Name] = []
+    """Signing keys that are revoked no more. They sign no policy: who does not know yet that they may would not believe
+    it, and put an older one back.
+    """
 
     def with_(self, revocation: Revocation) -> Revoked:
         """This and one more."""
@@ -126,13 +130,15 @@ class Revoked(_Model):
             return self.model_copy(update={"issued_before": None})
         kind, name = named
         left = {other: until for other, until in getattr(self, kind).items() if other != name}
-        return self.model_copy(update={kind.value: left})
+        again = {name} if kind is RevocationKind.SIGNING_KEY and name in self.signing_key else set()
+        return self.model_copy(update={kind.value: left, "reinstated": sorted(again.union(self.reinstated))})
 
     def united(self, other: Revoked) -> Revoked:
         """This, and what the other one revokes: for as long as either does."""
         update = {kind.value: _united(getattr(self, kind), getattr(other, kind)) for kind in RevocationKind}
         moments = [moment for moment in (self.issued_before, other.issued_before) if moment is not None]
-        return self.model_copy(update={**update, "issued_before": max(moments, default=None)})
+        reinstated = sorted({*self.reinstated, *other.reinstated})
+        return self.model_copy(update={**update, "issued_before": max(moments, default=None), "reinstated": reinstated})
 
     def at(self, now: float) -> Revoked:
         """This, without what can be forgotten by now."""
@@ -240,6 +246,7 @@ def _entries(document: PolicyDocument) -> dict[str, Any]:
     plain = document.model_dump(mode="json", exclude={"version"})
     revoked = plain.pop("revoked")
     before = revoked.pop("issued_before")
+    revoked.pop("reinstated")  # which follows from the others
     entries: dict[str, Any] = {}
     for setting, value in plain.items():
         if isinstance(value, dict):

@@ -45,7 +45,7 @@ class PolicySigner:
         self._lasting = lasting
 
     def sign(self, document: PolicyDocument, now: float) -> bytes:
-        """The document, signed. A key that it revokes does not sign it.
+        """The document, signed. A key that it revokes, or did once, does not sign it.
 
         Raises `AuthenticationError` where this process has no other key to issue with, and `ConfigurationError` for a
         document that is too long.
@@ -88,7 +88,7 @@ class PolicySigner:
             return False
 
     def _key(self, document: PolicyDocument, now: float) -> Key:
-        keyring = self._keyring.without(document.revoked.signing_key)
+        keyring = self._keyring.without([*document.revoked.signing_key, *document.revoked.reinstated])
         return keyring.signer(Use.ISSUE, now, now + self._lasting)
 
 

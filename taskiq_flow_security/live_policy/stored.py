@@ -119,10 +119,11 @@ class StoredPolicy:
         try:
             return self._signer.sign(document, self._clock())
         except AuthenticationError:
-            if not document.revoked.signing_key:
+            if not (document.revoked.signing_key or document.revoked.reinstated):
                 raise
         raise ConfigurationError(
-            "revoked: there would be no key left to issue with; add another one to signing_keys first."
+            "revoked: there would be no key left to sign the policy with that was never revoked; add another one to "
+            "signing_keys first."
         )
 
     async def _sign_anew(self) -> None:

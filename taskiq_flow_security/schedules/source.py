@@ -14,11 +14,13 @@ from taskiq.utils import maybe_awaitable
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import refusal
-from taskiq_flow_security.broker.kick_decider import KickDecider, denial_of
+from taskiq_flow_security.broker.kick_decider import KickDecider
 from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.middleware import SecurityMiddleware
+from taskiq_flow_security.broker.schedule_claims import schedule_claim
 from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
 from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.denial import denial_of
 from taskiq_flow_security.errors import (
     AccessDeniedError,
     AuthenticationError,
@@ -28,6 +30,7 @@ from taskiq_flow_security.errors import (
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.schedules.grants import Grants, without_credentials
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.keys import Use
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 _logger = logging.getLogger(__name__)
@@ -61,7 +64,7 @@ class ProtectedSchedules(ScheduleSource):
         if middleware is None:
             raise ConfigurationError("The broker has no SecurityMiddleware; add it before its schedules are protected.")
         self._security: FlowSecurity = middleware.security
-        self._decider: KickDecider = middleware.kick_decider
+        self._kick_decider: KickDecider = middleware.kick_decider
         self._grants = Grants(self._security)
         _check_source(source, service, self._security)
 
@@ -86,18 +89,18 @@ class ProtectedSchedules(ScheduleSource):
         if not self._security.enabled:
             await self._source.add_schedule(schedule)
             return
-        kick = Kick(self._decider, _message(schedule), schedule.labels.get(PRINCIPAL_LABEL))
+        kick = Kick(self._kick_decider, _message(schedule), schedule.labels.get(PRINCIPAL_LABEL))
         try:
-            self._decider.decide(kick)
-            if self._decider.counts(kick):
-                await self._decider.count(kick, "schedule")
+            self._kick_decider.decide(kick)
+            if self._kick_decider.counts(kick):
+                await self._kick_decider.count(kick, "schedule")
             granted = self._grants.grant(schedule, kick)
         except Exception as error:  # noqa: BLE001 (whatever it is, the schedule is not made)
-            denial = denial_of(error)
+            denial = denial_of(error, _logger, "A schedule")
         else:
             await self._source.add_schedule(granted)
             return
-        self._decider.record_denied(kick, denial)
+        self._kick_decider.record_denied(kick, denial)
         if self._security.monitoring:
             await self._source.add_schedule(without_credentials(schedule))
         elif kick.by_hook:
@@ -115,16 +118,16 @@ class ProtectedSchedules(ScheduleSource):
         if not self._security.enabled:
             return
         await self._security.live.catch_up()
-        kick = Kick(self._decider, _message(task), task.labels.get(PRINCIPAL_LABEL))
+        kick = Kick(self._kick_decider, _message(task), task.labels.get(PRINCIPAL_LABEL))
         kick.message.labels[SCHEDULE_LABEL] = task.schedule_id
         try:
             self._decide(task, kick)
         except Exception as error:  # noqa: BLE001 (whatever it is, the schedule is not sent)
-            denial = denial_of(error)
+            denial = denial_of(error, _logger, "A schedule")
         else:
             return
         acting.fire(None)
-        self._decider.record_denied(kick, denial)
+        self._kick_decider.record_denied(kick, denial)
         if self._security.monitoring:
             return
         if self._service is None and kick.actor is not None and _for_good(denial):
@@ -139,7 +142,7 @@ class ProtectedSchedules(ScheduleSource):
         """Let this be sent, if it may. Who acts is known from then on that the grant has proved to be authentic."""
         security, now = self._security, self._security.clock()
         if self._service is not None:
-            kick.actor = Acting(security.service(self._service), new_id(), security, schedule=schedule.schedule_id)
+            kick.actor = self._service_actor(self._service, schedule, now)
         else:
             signature, token = self._grants.read(schedule, now)
             kick.actor = Acting(
@@ -159,7 +162,18 @@ class ProtectedSchedules(ScheduleSource):
                 raise AuthenticationError(Reason.REVOKED, "The schedule has been revoked.")
         acting.fire(kick.actor)
         if not security.monitoring:  # or the kick that follows would record the same again
-            self._decider.decide(kick)
+            self._kick_decider.decide(kick)
+
+    def _service_actor(self, service: str, schedule: ScheduledTask, now: float) -> Acting:
+        """As whom a schedule in code is sent; where this process sends nothing else, with a principal for just that."""
+        security = self._security
+        principal, txn, schedule_id = security.service(service), new_id(), schedule.schedule_id
+        if security.messages.signer(now, now, fires=True).use is not Use.FIRE:
+            return Acting(principal, txn, security, schedule=schedule_id)
+        until = now + security.config.principal_ttl
+        claim = schedule_claim(schedule_id, schedule)
+        token = security.principals.issue(principal, txn, now, until, schedule=claim)
+        return Acting(token.principal, txn, security, token=token, received=True, schedule=schedule_id)
 
     async def _end(self, schedule: ScheduledTask, denial: FlowSecurityError) -> None:
         """Tell who waits for it that a schedule is denied, and delete what would only be denied again."""

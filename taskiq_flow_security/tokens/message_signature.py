@@ -41,6 +41,14 @@ class Delegation(NamedTuple):
 NOT_DELEGATED = Delegation()
 
 
+class Denial(NamedTuple):
+    """Why the sender itself denies that a message may run, which somebody may wait for."""
+
+    reason: str
+    retry_after: float | None = None
+    """Seconds until it might have been allowed, where a limit was used up."""
+
+
 class MessageSignature(NamedTuple):
     """What a verified signature says of its message."""
 
@@ -49,8 +57,8 @@ class MessageSignature(NamedTuple):
     issued_at: float
     expires_at: int
     delegation: Delegation = NOT_DELEGATED
-    denied: str | None = None
-    """Why the sender itself denies that this may run, if it does: somebody may wait for the message to be refused."""
+    denied: Denial | None = None
+    """Why it is to be refused, if so."""
     use: Use = _SEND
     """What its key is for: `Use.FIRE` where that is what schedules send as they were granted, and nothing else."""
     counted: bool = False
@@ -67,6 +75,7 @@ class _Header(JwsHeader):
     scope: ScopeClaim | None = None
     pipeline: str | None = None
     denied: str | None = None
+    retry_after: float | None = None
     counted: bool = False
 
 
@@ -90,7 +99,7 @@ class MessageSigner:
         now: float,
         expires_at: float,
         delegation: Delegation = NOT_DELEGATED,
-        denied: str | None = None,
+        denied: Denial | None = None,
         *,
         fires: bool = False,
         counted: bool = False,
@@ -137,7 +146,7 @@ class MessageSigner:
             header.iat,
             header.exp,
             delegation,
-            header.denied,
+            None if header.denied is None else Denial(header.denied, header.retry_after),
             key.use,
             header.counted,
         )
@@ -157,7 +166,8 @@ def _terms(signature: MessageSignature) -> str:
         "act": signature.delegation.actors or None,
         "scope": ScopeClaim.of(signature.delegation.scope),
         "pipeline": signature.delegation.pipeline,
-        "denied": signature.denied,
+        "denied": None if signature.denied is None else signature.denied.reason,
+        "retry_after": None if signature.denied is None else signature.denied.retry_after,
         "counted": signature.counted or None,
     }
     said = {name: claim for name, claim in claims.items() if claim is not None}

@@ -49,7 +49,7 @@ CHECKS = [
     "taskiq_flow_security.authorization.Authorization.decide",
     "taskiq_flow_security.authentication.Authentication.record_success",
     "taskiq_flow_security.http.gate.Gate.authorize",
-    "taskiq_flow_security.http.gate.Gate.require_https",
+    "taskiq_flow_security.http.gate.Gate.require_usable",
     "taskiq_flow_security.http.rules.Match.request",
 ]
 

@@ -10,7 +10,7 @@ import pytest
 from taskiq import Context, TaskiqDepends, TaskiqMessage, TaskiqMiddleware, TaskiqResult
 from taskiq.kicker import AsyncKicker
 
-from taskiq_flow_security import guard
+from taskiq_flow_security import RateLimitExceededError, guard
 from tests.attacks.test_asymmetric_keys import private, public
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, Process, Task
@@ -122,7 +122,9 @@ async def test_of_several_kicks_at_a_time_that_a_rate_limit_refuses_none_runs(ne
     sent = list(process.broker.sent)
     assert len(sent) == 2
     for data in sent:
-        assert (await process.broker.deliver(data)).reason == "rate_limit"
+        error = (await process.broker.deliver(data)).error
+        assert isinstance(error, RateLimitExceededError)
+        assert 0 < error.retry_after <= 3600
     assert process.ran == []
 
 

@@ -11,6 +11,7 @@ from taskiq.message import TaskiqMessage
 from taskiq_flow_security import AccessDeniedError, Principal
 from taskiq_flow_security.audit import AuditFormatter
 from taskiq_flow_security.broker import wire
+from taskiq_flow_security.tokens.message_signature import Denial
 from tests.attacks.forging import SIGNATURE, read, sign, write
 from tests.integration.inmemory.harness import AuditTrail, Process
 
@@ -121,7 +122,7 @@ async def test_the_reason_that_a_sender_gives_is_made_harmless_in_audit_records(
     signature = message.labels.pop(SIGNATURE)
     signer, now = process.security.messages, process.clock.now
     payload = wire.signed_payload(wire.to_wire(message))
-    message.labels[SIGNATURE], _ = signer.sign(payload, now, now + 60, denied="so\nsays\x1b[2J an attacker")
+    message.labels[SIGNATURE], _ = signer.sign(payload, now, now + 60, denied=Denial("so\nsays\x1b[2J an attacker"))
     assert message.labels[SIGNATURE] != signature
     process.audit.take()
     await process.broker.deliver(write(message))

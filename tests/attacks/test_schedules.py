@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from taskiq import ScheduledTask, ScheduleSource, SimpleRetryMiddleware, SmartRetryMiddleware, TaskiqScheduler
 from taskiq.schedule_sources import LabelScheduleSource
 from taskiq_redis import ListRedisScheduleSource
@@ -755,6 +756,29 @@ async def test_schedules_in_code_run_as_a_service(new_process: NewProcess, audit
     await process.broker.deliver(message)
     assert process.ran == [("cleanup", 7)]
     assert {entry.sub for entry in audit.take()} == {"service:nightly"}
+
+
+async def test_schedules_in_code_run_as_a_service_also_with_a_key_that_sends_nothing_else(
+    new_process: NewProcess,
+) -> None:
+    one, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    fires = {"kid": "scheduler", "alg": "EdDSA", "uses": ["issue", "fire"]}
+    sends = {"kid": "worker", "alg": "EdDSA", "uses": ["send"]}
+    scheduler_keys = [{**fires, "private_key": private_pem(one)}, {**sends, "public_key": public_pem(other)}]
+    scheduler = new_process(services=SERVICES, signing_keys=scheduler_keys)
+    worker_keys = [{**sends, "private_key": private_pem(other)}, {**fires, "public_key": public_pem(one)}]
+    worker = new_process(signing_keys=worker_keys)
+
+    @worker.broker.task("cleanup", pipeline="data")
+    async def cleanup(value: int) -> None:
+        worker.ran.append(("cleanup", value))
+
+    (message,) = await _due_labels(scheduler, "nightly")
+    await worker.runs(message)
+    scheduler.broker.sent.clear()
+    grant, schedule_id = principal_of(read(message)), str(read(message).labels["schedule_id"])
+    task = _labelled(scheduler.clean, schedule_id)
+    await worker.refuses(await _stolen(scheduler, grant, task, [1], schedule=schedule_id), "wrong_task", serves=False)
 
 
 @pytest.mark.parametrize("when", [{"cron": "* * * * *"}, {"time": datetime(2026, 1, 1, tzinfo=timezone.utc)}])

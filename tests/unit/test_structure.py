@@ -18,7 +18,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 FLOORS = [
     {"environment", "errors", "ids", "losses"},
     {"core", "stores"},
-    {"setting_types"},
+    {"denial", "setting_types"},
     {"config", "tokens", "audit", "rate_limits"},
     {"acting", "credentials", "live_policy", "replay", "results", "runs"},
     {"authorization", "from_config"},

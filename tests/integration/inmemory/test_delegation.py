@@ -70,6 +70,18 @@ async def test_all_tasks_that_have_passed_a_principal_on_are_recorded_in_their_o
     assert len({entry.txn for entry in entries}) == 1
 
 
+async def test_a_kick_that_a_task_may_not_make_is_recorded_with_all_who_have_passed_its_principal_on(
+    process: Process,
+) -> None:
+    child = runs(process, lambda: process.report.kiq(), "child")
+    parent = runs(process, lambda: child.kiq(), "parent")
+    await process.broker.deliver(await process.kick(parent))
+    process.audit.take()
+    await process.broker.deliver(process.broker.take())
+    (denied,) = [entry for entry in process.audit.take() if entry.outcome == "deny"]
+    assert (denied.task, denied.reason, denied.act) == ("report", "acl", "parent > child")
+
+
 async def test_a_task_can_narrow_what_its_children_may_do(process: Process) -> None:
     async def body() -> None:
         with process.security.acting_as(current_principal().restrict(pipelines=["other"])):

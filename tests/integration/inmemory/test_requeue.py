@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
-from taskiq import Context, TaskiqDepends
+from taskiq import Context, TaskiqDepends, TaskiqMessage, TaskiqMiddleware, TaskiqResult
 from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.formatters.json_formatter import JSONFormatter
@@ -19,6 +19,7 @@ from taskiq.serializers import CBORSerializer, JSONSerializer, MSGPackSerializer
 
 from taskiq_flow_security import current_principal
 from tests.attacks.forging import principal_of, read
+from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import Process, Task
 
 
@@ -137,6 +138,25 @@ async def test_a_message_with_labels_of_every_type_is_requeued_with_them(
     outcome = await process.broker.deliver(message)
     assert not outcome.result.is_err
     assert seen == [labels] * 3
+
+
+async def test_a_message_that_is_requeued_keeps_its_labels_for_the_hooks_that_follow(new_process: NewProcess) -> None:
+    seen: list[object] = []
+
+    class Reader(TaskiqMiddleware):
+        def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
+            seen.append(message.labels["b"])
+
+    process = new_process(after=(Reader(),))
+
+    @process.broker.task("again", pipeline="data")
+    async def again(context: Context = TaskiqDepends()) -> None:
+        await context.requeue()
+
+    kicker = again.kicker()
+    kicker.labels |= {"b": b"abc"}  # as libraries of pipelines do
+    assert (await process.broker.deliver(await process.kick(kicker))).acks == 1
+    assert seen == [b"abc"]
 
 
 async def test_a_requeued_message_is_decided_about_again(process: Process) -> None:

@@ -56,6 +56,22 @@ async def test_a_policy_is_signed_anew_before_its_key_ends(deployment: Deploymen
     assert not allows(late)
 
 
+async def test_a_key_that_is_reinstated_splits_no_policy(deployment: Deployment) -> None:
+    one, other = (deployment.process(signing_keys=[key("old"), key("new")]) for _ in range(2))
+    await other.live.catch_up()
+    await one.administration.revoke(ADMIN, Revocation(signing_key="old"))
+    await until(lambda: other.live.document.version == 1)
+    await one.administration.reinstate(ADMIN, Revocation(signing_key="old"))
+    await one.administration.revoke(ADMIN, Revocation(subject="ada"))
+    await until(lambda: other.live.document.version == 3 and not allows(other))
+    await other.administration.reinstate(ADMIN, Revocation(subject="ada"))
+    await until(lambda: one.live.document.version == 4 and allows(one))
+    assert one.principals.issue(ADMIN, "txn", deployment.clock.now, deployment.clock.now + 60).kid == "old"
+    late = deployment.process(signing_keys=[key("old"), key("new")])
+    await late.live.catch_up()
+    assert late.live.document == one.live.document
+
+
 async def test_a_policy_whose_key_has_ended_is_signed_anew_by_who_still_knows_it(deployment: Deployment) -> None:
     now = deployment.clock.now
     keys = [key("old", not_after=now + 60), key("new", not_before=now + 60)]

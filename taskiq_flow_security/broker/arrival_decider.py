@@ -21,11 +21,12 @@ from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.kick_limits import KickLimits
 from taskiq_flow_security.broker.replays import Replays
 from taskiq_flow_security.broker.task_events import record_arrival_allowed, record_arrival_denied
-from taskiq_flow_security.broker.verifier import Verifier, internal_error
+from taskiq_flow_security.broker.verifier import Verifier
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.policy import AccessRequest
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.denial import denial_of, internal_error
 from taskiq_flow_security.errors import (
     AccessDeniedError,
     AuthenticationError,
@@ -35,7 +36,7 @@ from taskiq_flow_security.errors import (
 )
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED
+from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, Denial
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ _PAUSES = (0.1, 0.2, 0.5, 1.0)
 """Seconds between two attempts to decide while what a decision needs is away; the last goes on and on."""
 
 
-class Decider:
+class ArrivalDecider:
     """Decides about the verified messages that one broker receives."""
 
     def __init__(self, security: FlowSecurity, broker: AsyncBroker, verifier: Verifier, replays: Replays) -> None:
@@ -72,9 +73,8 @@ class Decider:
                 delivery.error = await self._decide(message, delivery)
             except BackendUnavailableError:
                 raise  # so that it is not acked
-            except Exception:
-                _logger.exception("A message cannot be decided about because of an unexpected error.")
-                delivery.error = internal_error()
+            except Exception as error:  # noqa: BLE001 (whatever it is, the message is refused)
+                delivery.error = denial_of(error, _logger, "A message")
                 record_arrival_denied(self._security, message, delivery, delivery.error)
         if self._security.monitoring and not _knows_ack_type(message):
             del message.labels["ack_type"]
@@ -94,35 +94,53 @@ class Decider:
 
     async def _decide(self, message: TaskiqMessage, delivery: Delivery) -> FlowSecurityError | None:
         """Why the message may not run, recorded; or ``None``, recorded too."""
-        security, waited = self._security, False
-        for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
-            try:
-                if waited:
-                    delivery.check_times(security.clock(), self._leeway)
-                await self._replays.check(message, delivery)
-                request = self._decide_now(message, delivery)
-                if not delivery.counted and (self._limits_runs or request.guard is not None):
-                    await self._count(message, delivery, request)
-                await self._replays.claim(delivery)  # last, so that nothing claimed waits or is denied
-            except BackendUnavailableError as error:
-                if not waited:
-                    record_arrival_denied(security, message, delivery, error)
-                if security.monitoring or delivery.ended is None:
-                    return error
-                if await ended_within(pause, delivery.ended):
-                    if delivery.kept:
-                        raise BackendUnavailableError(
-                            f"{error} The worker ends without acking the message, so that its broker delivers it again."
-                        ) from None
-                    return error
-                waited = True
-            except (AccessDeniedError, AuthenticationError, RateLimitExceededError) as error:
-                record_arrival_denied(security, message, delivery, error)
+        error = await self._attempt(message, delivery)
+        if isinstance(error, BackendUnavailableError):
+            record_arrival_denied(self._security, message, delivery, error)
+            error = await self._attempt_again(message, delivery, error)
+            if isinstance(error, BackendUnavailableError):
                 return error
-            else:
-                record_arrival_allowed(security, message, delivery)
-                return None
-        raise AssertionError("the pauses never end")
+        if error is None:
+            record_arrival_allowed(self._security, message, delivery)
+        else:
+            record_arrival_denied(self._security, message, delivery, error)
+        return error
+
+    async def _attempt(self, message: TaskiqMessage, delivery: Delivery) -> FlowSecurityError | None:
+        """Why the message may not run; ``None`` if it may. A `BackendUnavailableError` where nobody can tell now."""
+        try:
+            await self._replays.check(message, delivery)
+            request = self._decide_now(message, delivery)
+            if not delivery.counted and (self._limits_runs or request.guard is not None):
+                await self._count(message, delivery, request)
+            await self._replays.claim(delivery)  # last, so that nothing claimed waits or is denied
+        except (AccessDeniedError, AuthenticationError, RateLimitExceededError, BackendUnavailableError) as error:
+            return error
+        return None
+
+    async def _attempt_again(
+        self, message: TaskiqMessage, delivery: Delivery, error: FlowSecurityError | None
+    ) -> FlowSecurityError | None:
+        """As `_attempt`, until somebody can tell, or the message is too old, or the worker ends.
+
+        Raises `BackendUnavailableError` for one that its broker keeps, so that it is not acked when the worker ends.
+        """
+        pauses = chain(_PAUSES, repeat(_PAUSES[-1]))
+        while isinstance(error, BackendUnavailableError) and delivery.ended is not None:
+            if self._security.monitoring:
+                break
+            if await ended_within(next(pauses), delivery.ended):
+                if not delivery.kept:
+                    break
+                raise BackendUnavailableError(
+                    f"{error} The worker ends without acking the message, so that its broker delivers it again."
+                )
+            try:
+                delivery.check_times(self._security.clock(), self._leeway)
+            except AuthenticationError as too_late:
+                return too_late
+            error = await self._attempt(message, delivery)
+        return error
 
     def _decide_now(self, message: TaskiqMessage, delivery: Delivery) -> AccessRequest:
         """What is asked and allowed.
@@ -145,7 +163,7 @@ class Decider:
         assert signature is not None
         assert principal is not None
         if signature.denied is not None:
-            raise AccessDeniedError(signature.denied, "The process that wanted to kick this task may not.")
+            raise _denied_by_sender(signature.denied)
         if len(signature.delegation.actors) > self._max_depth:
             raise AccessDeniedError(Reason.DELEGATION_DEPTH, "Too many tasks have kicked one another.")
         if not _knows_ack_type(message):
@@ -201,6 +219,14 @@ class Decider:
             delegation.actors,
             received=token is not None,
         )
+
+
+def _denied_by_sender(denial: Denial) -> FlowSecurityError:
+    if denial.retry_after is not None:
+        return RateLimitExceededError(
+            denial.retry_after, "The process that wanted to kick this task has done so too often."
+        )
+    return AccessDeniedError(denial.reason, "The process that wanted to kick this task may not.")
 
 
 def _knows_ack_type(message: TaskiqMessage) -> bool:

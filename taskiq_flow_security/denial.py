@@ -1,0 +1,26 @@
+"""What becomes of an error that keeps a decision from being made."""
+
+from __future__ import annotations
+
+import logging
+
+from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.errors import AccessDeniedError, FlowSecurityError
+
+
+def denial_of(error: Exception, logger: logging.Logger, what: str) -> FlowSecurityError:
+    """The error by which something is denied that an error has kept from being decided about.
+
+    Ours are that themselves. Any other is logged as what has happened to `what`, and says nothing to anybody else.
+    """
+    if isinstance(error, FlowSecurityError):
+        return error
+    logger.error("%s cannot be decided about because of an unexpected error.", what, exc_info=error)
+    return internal_error()
+
+
+def internal_error() -> AccessDeniedError:
+    """The error for what nobody has thought of."""
+    return AccessDeniedError(
+        Reason.INTERNAL_ERROR, "An unexpected error kept this process from deciding; its log has it."
+    )
