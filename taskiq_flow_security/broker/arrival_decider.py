@@ -113,7 +113,8 @@ class ArrivalDecider:
             request = self._decide_now(message, delivery)
             if not delivery.counted and (self._limits_runs or request.guard is not None):
                 await self._count(message, delivery, request)
-            await self._replays.claim(delivery)  # last, so that nothing claimed waits or is denied
+            if request.guard is not None and request.guard.at_most_once:
+                await self._replays.claim(delivery)  # last, so that nothing claimed waits or is denied
         except (AccessDeniedError, AuthenticationError, RateLimitExceededError, BackendUnavailableError) as error:
             return error
         return None

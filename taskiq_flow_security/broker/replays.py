@@ -88,8 +88,8 @@ class Replays:
         self._require_new(delivery, progress, once=once)
 
     async def claim(self, delivery: Delivery) -> None:
-        """Note that a message starts, if it may do so at most once. Raises as `check`."""
-        if self._own is None or not _at_most_once(delivery.task):
+        """Note that a message starts which may do so at most once. Raises as `check`."""
+        if self._own is None:
             return
         signature = _signature(delivery)
         progress = self._own.find(signature)
