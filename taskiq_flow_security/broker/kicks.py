@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any, NamedTuple
 
 from taskiq.message import BrokerMessage, TaskiqMessage
 
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker.delivery import Delivery, Task
+from taskiq_flow_security.broker.answers import Answer
+from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, read_label
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.principal import UNRESTRICTED
-from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, Delegation, Denial
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
-
-
-class Clearance(NamedTuple):
-    """A kick that was allowed: the answer, and all that it depends on."""
-
-    request: AccessRequest
-    decision: Decision
-    token: PrincipalToken
-    delegation: Delegation
-    time_to_live: float
-    """Seconds that the message may wait."""
-    actor: Acting
-    task: Task | None
-    pipeline: str | None
-    """The task's own, by registration."""
-    labels: dict[str, Any]
-    labels_types: dict[str, int] | None
-    in_force: InForce
-    until: float
-    """When the answer may become another one by itself: an API key, a login or the token ends."""
 
 
 class Kick:
@@ -55,7 +34,7 @@ class Kick:
     token: PrincipalToken | None = None
     request: AccessRequest | None = None
     decision: Decision | None = None
-    clearance: Clearance | None = None
+    clearance: Answer | None = None
     """What it is allowed by, if it was not decided about by itself."""
     counted: bool = False
     """Whether it was counted against the rate limit of its task's guard, or need not be."""
