@@ -30,7 +30,9 @@ class Answer(NamedTuple):
     labels: dict[str, Any]
     in_force: InForce
     until: float
-    """When the answer may become another one by itself: an API key, a login or the token ends."""
+    """When the answer may become another one by itself: an API key or a login ends, or the token does not last as long
+    as a message may wait.
+    """
     delegation: Delegation = NOT_DELEGATED
     """On what terms the message is sent."""
     time_to_live: float = 0.0
@@ -45,7 +47,10 @@ class _Remembered(NamedTuple):
 
 
 class Answers:
-    """Remembers, for each task, the last answer that allowed it, if it was not the first one for its token."""
+    """Remembers, for each task, the last answer that allowed it.
+
+    Of a token's first one, only the token is: whoever asks once pays nothing for what others ask again and again.
+    """
 
     def __init__(self, security: FlowSecurity) -> None:
         self._security = security

@@ -64,6 +64,7 @@ class Clearances:
             and SCHEDULE_LABEL not in labels
             and labels == kick.message.labels  # no pipeline was put there
             and self._security.issuer.keeps(token)
+            and self._security.messages.signs_whenever()
         ):
             ends = self._security.authorization.allows_until(actor.principal), token.expires_at - time_to_live
             terms = kick.delegation(actor, token)

@@ -48,6 +48,8 @@ class Delivery:
 
     token: PrincipalToken | None = None
     signature: MessageSignature | None = None
+    late: bool = False
+    """Whether it has not come through our formatter, because somebody has replaced that."""
     error: FlowSecurityError | None = None
     """Why it could not be verified, if so."""
     principal: Principal | None = None

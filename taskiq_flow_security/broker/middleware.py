@@ -55,7 +55,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._kick: SendMessage | None = None
         self._listen: Listen | None = None
         self._overrides: Mapping[Any, Any] | None = None
-        self._serializer: TaskiqSerializer | None = None
+        self._checked: TaskiqSerializer | None = None
 
     @staticmethod
     def of(broker: AsyncBroker) -> SecurityMiddleware | None:
@@ -77,10 +77,12 @@ class SecurityMiddleware(TaskiqMiddleware):
         self._replays = Replays(self.security, broadcast=self._broadcast)
         self._arrival_decider = ArrivalDecider(self.security, broker, self._verifier, self._replays)
         self._install()
+        self._check_format()
 
     async def startup(self) -> None:
         """Make sure that everything is in place before the first message."""
         self._install()
+        self._check_format()
         if self.security.enabled:
             await self.security.live.catch_up()
             for task in self.broker.get_all_tasks().values():
@@ -108,6 +110,7 @@ class SecurityMiddleware(TaskiqMiddleware):
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide in the caller. Raises a `FlowSecurityError` if it may not kick this."""
         self._install()
+        self._check_format()
         if self.security.enabled:
             if self.security.live.stale:
                 await self.security.live.catch_up()
@@ -120,8 +123,8 @@ class SecurityMiddleware(TaskiqMiddleware):
             if self.security.live.stale:
                 await self.security.live.catch_up()
             delivery = await self._arrival_decider.admit(message)
-            if delivery.error is not None:
-                self._install()  # that may be why; and no refusal is one without the overrides
+            if delivery.late or delivery.error is not None:
+                self._install()  # the formatter was replaced, or a refusal needs our dependency overrides
             if delivery.admitted is None:
                 await self._arrival_decider.refuse(message, delivery)
             run_events.decided(self.security, message, delivery)
@@ -168,23 +171,24 @@ class SecurityMiddleware(TaskiqMiddleware):
             if not isinstance(broker.dependency_overrides, DependencyOverrides):
                 broker.dependency_overrides = DependencyOverrides(broker.dependency_overrides)  # type: ignore[assignment]  # all that is done with it is what a mapping can do
             self._overrides = broker.dependency_overrides
-        if broker.formatter is not self._formatter or broker.serializer is not self._serializer:
-            self._install_formatter()
-
-    def _install_formatter(self) -> None:
-        """Wrap the broker's formatter. Raises `ConfigurationError` for one that makes pickle."""
-        broker = self.broker
-        if self._formatter is None or broker.formatter is not self._formatter:
+        if broker.formatter is not self._formatter:
             if self._formatter is not None:
                 self._formatter.retire()
             self._formatter = SigningFormatter(broker.formatter, self._signer, self._verifier)
             broker.formatter = self._formatter
+            self._checked = None
+
+    def _check_format(self) -> None:
+        """Raise `ConfigurationError` for a format that is pickle, once for each format."""
+        serializer = self.broker.serializer
+        if serializer is self._checked or self._formatter is None:
+            return
         if self.security.enabled and not self._verifier.may_read(self._formatter.inner):
             raise ConfigurationError(
                 "The broker sends pickle: whoever can write to the queue runs code in the worker before any signature "
                 "can be verified. Use JSONSerializer or another, or set unsafe_pickle_messages."
             )
-        self._serializer = broker.serializer
+        self._checked = serializer
 
 
 def _isolated(send: SendMessage) -> SendMessage:

@@ -40,6 +40,9 @@ _MAX_ID_LENGTH = 256
 _ORDINARY_ID = re.compile(r"[\w.-]{0,128}", re.ASCII)
 """An id under which the refusal of a forged message is stored. Others might be the names of something else there."""
 
+_LATE_SIZE = 32 * 2**20
+"""How long a message is taken to have been of which only what was read is there."""
+
 _FIRE = Use.FIRE
 
 _STALE = frozenset({Reason.EXPIRED, Reason.NOT_YET_VALID})
@@ -92,14 +95,17 @@ class Verifier:
         A receiver has read it and parsed its labels; what it says must have been signed all the same.
         """
         delivery = self._deliver(message)
+        delivery.late = True
+        parsed, types = dict(message.labels), message.labels_types
         try:
             if SIGNATURE_LABEL not in message.labels:
                 raise _not_verified()
             as_sent = wire.prepared(message)
-            message.labels, message.labels_types = as_sent.labels, as_sent.labels_types
-            self._verify(message, delivery, 0)
+            message.labels, message.labels_types = dict(as_sent.labels), as_sent.labels_types
+            self._verify(message, delivery, _LATE_SIZE)
             message.parse_labels()
         except Exception as error:  # noqa: BLE001 (as above)
+            message.labels, message.labels_types = parsed, types
             wire.take_credentials(message)
             self._reject(message, delivery, denial_of(error, _logger, "A message"))
         return delivery

@@ -7,6 +7,7 @@ from dataclasses import replace
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.core.principal import ANONYMOUS, Permission, Principal
+from taskiq_flow_security.errors import AccessDeniedError
 from taskiq_flow_security.http.asgi import Message, Scope
 from taskiq_flow_security.http.connection import Connection
 from taskiq_flow_security.http.credentials import from_text
@@ -53,8 +54,11 @@ class Conversation:
         match = self._handshake.match
         if self.principal is not ANONYMOUS or match is None or match.rule.public:
             return None
-        text = message.get("text") or ""
-        return auth_of(text) if len(text) <= MAX_FIRST_MESSAGE else None
+        try:
+            require_size(message, MAX_FIRST_MESSAGE)
+        except AccessDeniedError:
+            return None
+        return auth_of(message.get("text"))
 
     async def _log_in(self, auth: str) -> bool:
         """Go on as whoever this proves; if nobody, the connection is ended. ``False`` where that is only monitored."""
@@ -67,7 +71,7 @@ class Conversation:
             return await refuse(gate, visit, self._connection, error)
         self.principal = self._scope["state"]["principal"] = principal
         self._visit = replace(self._visit, principal=principal)
-        acting.become(Acting(principal, visit.txn, gate.security))  # it is the application that receives this
+        acting.become(Acting(principal, visit.txn, gate.security))  # for an application that receives in its own task
         await self._connection.send_json({"type": "connected", "subject": principal.subject})
         return True
 

@@ -41,6 +41,8 @@ class RunOrder:
         self._clock = clock
         self._sources: dict[str, deque[_Waiting]] = {}
         """What waits of each process, of which something does."""
+        self._timed = False
+        """Whether what waits is looked at again, at the latest when the first of it has waited for long enough."""
         self._enqueued: OrderedDict[str, int] = OrderedDict()
         """By task, how often it was enqueued without having started since: more than once, where it is tried again."""
 
@@ -54,8 +56,17 @@ class RunOrder:
             return
         if waiting is None:
             waiting = self._sources[source] = deque()
-            self._call_later(PATIENCE, self._go_on)
         waiting.append(_Waiting(self._clock() + PATIENCE, event))
+        self._wait(PATIENCE)
+
+    def _wait(self, seconds: float) -> None:
+        if not self._timed:
+            self._timed = True
+            self._call_later(seconds, self._look_again)
+
+    def _look_again(self) -> None:
+        self._timed = False
+        self._go_on()
 
     def _go_on(self) -> None:
         """Pass on what has waited for long enough, or need not wait any more."""
@@ -69,7 +80,7 @@ class RunOrder:
                 if not waiting:
                     del self._sources[source]
         if self._sources:
-            self._call_later(min(waiting[0].until for waiting in self._sources.values()) - now, self._go_on)
+            self._wait(max(min(waiting[0].until for waiting in self._sources.values()) - now, 0.0))
 
     def _is_next(self, event: RunEvent) -> bool:
         return event.kind not in _FOLLOWS or event.task_id in self._enqueued

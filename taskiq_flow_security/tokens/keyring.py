@@ -52,17 +52,15 @@ class Keyring:
         """Whether this process has a key to sign this with."""
         return any(key.usable(now) and key.kid not in self._revoked for key in self._signers[use])
 
-    def lasting(self, use: Use, kid: str) -> bool:
-        """Whether a key signs this, whenever, until it is revoked."""
-        lasting = self._lasting.get(use)
-        return lasting is not None and lasting.kid == kid
+    def lasting(self, use: Use) -> Key | None:
+        """The key that signs this, whenever, until it is revoked; ``None`` where that depends on when."""
+        return self._lasting.get(use)
 
     def signer(self, use: Use, now: float, until: float | None = None) -> Key:
         """The key to sign with: the first that can be used, of those that can still be used to verify `until` then, if
         there is one. Raises `AuthenticationError` where this process has none.
         """
-        lasting = self._lasting.get(use)
-        if lasting is not None:
+        if (lasting := self._lasting.get(use)) is not None:
             return lasting
         first = None
         for key in self._signers[use]:

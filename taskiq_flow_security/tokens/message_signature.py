@@ -93,6 +93,10 @@ class MessageSigner:
         use = _FIRE if fires and not self._keyring.signs(_SEND, now) else _SEND
         return self._keyring.signer(use, now, expires_at)
 
+    def signs_whenever(self) -> bool:
+        """Whether the key to send with is the same at any time, until it is revoked."""
+        return self._keyring.lasting(_SEND) is not None
+
     def sign(
         self,
         payload: bytes,

@@ -124,7 +124,8 @@ class PrincipalTokens:
 
     def by_lasting_key(self, token: PrincipalToken) -> bool:
         """Whether the key of a token is the one to issue with, whenever."""
-        return self._keyring.lasting(_ISSUE, token.kid)
+        lasting = self._keyring.lasting(_ISSUE)
+        return lasting is not None and lasting.kid == token.kid
 
     def verify(self, text: object, now: float) -> PrincipalToken:
         """The principal of a token that this process accepts now, or `AuthenticationError`."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from taskiq import TaskiqDepends
+from taskiq import TaskiqDepends, TaskiqMessage, TaskiqMiddleware
 
-from taskiq_flow_security import FlowSecurityError, Principal, acting, current_principal, guard
+from taskiq_flow_security import AuthenticationError, FlowSecurityError, Principal, acting, current_principal, guard
 from taskiq_flow_security.broker.admissions import Admissions
 from taskiq_flow_security.broker.clearances import Clearances
-from taskiq_flow_security.live_policy import PolicyChange, Revocation
-from tests.attacks.forging import header_of, principal_of, read, sign, signature_of, write
+from taskiq_flow_security.core.policy import AccessRequest, Decision
+from taskiq_flow_security.live_policy import InForce, PolicyChange, Revocation
+from tests.attacks.forging import claims_of, header_of, principal_of, read, sign, signature_of, write
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, AuditTrail, Clock, Process
 
@@ -132,6 +134,85 @@ async def test_what_was_allowed_is_not_while_nobody_knows_the_policy(
     with pytest.raises(FlowSecurityError) as refusal:
         await regular.kick()
     assert refusal.value.reason == "backend_unavailable"
+
+
+async def test_nothing_is_admitted_while_nobody_knows_the_policy(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regular = Regular(process)
+    await regular.settles_in()
+    queued = await regular.kick()
+    monkeypatch.setattr(process.security.live, "catch_up", _nothing)
+    monkeypatch.setattr(process.security.live, "caught_up", lambda: False)
+    process.security.live.stale = True
+    handling = process.broker.receiver.callback(queued)  # that nobody listened for, so that it does not wait
+    await Context().run(asyncio.create_task, handling)
+    assert process.ran == []
+
+
+async def test_what_is_allowed_while_the_policy_is_replaced_is_remembered_under_neither(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regular, security = Regular(process), process.security
+    queued = [await regular.kick() for _ in range(3)]
+    narrow = security.live.document.model_copy(update={"pipeline_acls": {"data": {}}})
+    decide = security.authorization.decide
+
+    def decide_too_late(principal: Principal, request: AccessRequest) -> Decision:
+        decision = decide(principal, request)
+        security.live.in_force = InForce.of(security.config, narrow)  # as another thread may at any time
+        return decision
+
+    await process.broker.deliver(queued[0])
+    monkeypatch.setattr(security.authorization, "decide", decide_too_late)
+    await process.broker.deliver(queued[1])
+    monkeypatch.undo()
+    process.ran.clear()
+    assert (await process.broker.deliver(queued[2])).reason == "acl"
+    assert process.ran == []
+
+
+async def test_a_principal_lasts_as_long_as_its_message_may_wait_whatever_was_allowed_before(
+    new_process: NewProcess,
+) -> None:
+    process = new_process(principal_ttl=1000, queue_ttl=600)
+    regular = Regular(process)
+    for pause in (0, 0, 0, 0, 350, 100, 350):
+        process.clock.now += pause
+        message = read(await regular.kick())
+        assert claims_of(principal_of(message))["exp"] >= header_of(signature_of(message))["exp"]
+
+
+async def test_what_another_middleware_adds_after_the_decision_counts(new_process: NewProcess) -> None:
+    class Hurry(TaskiqMiddleware):
+        labels: ClassVar[dict[str, str]] = {}
+
+        def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+            message.labels.update(self.labels)
+            return message
+
+    hurry = Hurry()
+    process = new_process(after=(hurry,))
+    regular = Regular(process)
+    await regular.settles_in()
+    hurry.labels["queue_ttl"] = "10"
+    header = header_of(signature_of(read(await regular.kick())))
+    assert header["exp"] == int(process.clock.now) + 10
+
+
+async def test_a_key_that_has_ended_sends_nothing_whatever_was_allowed_before(new_process: NewProcess) -> None:
+    clock = Clock()
+    ends = datetime.fromtimestamp(clock.now + 60, timezone.utc).isoformat()
+    issuing = {"kid": "issue", "alg": "HS256", "uses": ["issue"], "secret": "i" * 40}
+    sending = {"kid": "send", "alg": "HS256", "uses": ["send"], "secret": "s" * 40, "not_after": ends}
+    process = new_process(clock=clock, signing_keys=[issuing, sending])
+    regular = Regular(process)
+    for _ in range(4):
+        await process.runs(await regular.kick())
+    clock.now += 60
+    with pytest.raises(AuthenticationError) as refusal:
+        await regular.kick()
+    assert refusal.value.reason == "cannot_issue"
 
 
 async def test_a_task_that_has_moved_to_another_pipeline_is_decided_about_anew(process: Process) -> None:
@@ -251,9 +332,11 @@ async def test_limits_count_however_often_something_was_allowed(process: Process
 
     regular = Regular(process)
     await regular.settles_in()
-    await process.security.administration.change(ADMIN, PolicyChange(task_rate_limits={"clean": "4/hour"}))
-    for task in ("clean", "seldom"):
+    for task in ("seldom", "clean"):
         for _ in range(4):
+            await regular.kick(task)
+        if task == "clean":
+            await process.security.administration.change(ADMIN, PolicyChange(task_rate_limits={"clean": "1/hour"}))
             await regular.kick(task)
         with pytest.raises(FlowSecurityError) as refusal:
             await regular.kick(task)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from taskiq import TaskiqDepends
+from taskiq import Context, TaskiqDepends, TaskiqMiddleware
 from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.formatters.json_formatter import JSONFormatter
 from taskiq.formatters.proxy_formatter import ProxyFormatter
 from taskiq.message import BrokerMessage, TaskiqMessage
-from taskiq.serializers import ORJSONSerializer
+from taskiq.serializers import ORJSONSerializer, PickleSerializer
 
 from taskiq_flow_security import (
     AccessDeniedError,
@@ -22,7 +22,7 @@ from taskiq_flow_security import (
 from taskiq_flow_security.broker import delivery as deliveries
 from tests.attacks.forging import PRINCIPAL, SIGNATURE, read, relabelled, write
 from tests.integration.inmemory.fixtures import NewProcess
-from tests.integration.inmemory.harness import PROCESSOR, AuditTrail, Process, Queue
+from tests.integration.inmemory.harness import PROCESSOR, VIEWER, AuditTrail, Clock, Process, Queue
 
 
 class Wrapper(TaskiqFormatter):
@@ -113,6 +113,51 @@ async def test_a_formatter_replaced_after_the_start_loses_no_genuine_message(
     for _ in range(2):
         await process.runs(await api.genuine())
         process.ran.clear()
+
+
+async def test_a_formatter_replaced_after_the_start_sends_what_is_requeued_signed(process: Process) -> None:
+    @process.broker.task("again", pipeline="data")
+    async def again(context: Context = TaskiqDepends()) -> None:
+        if not context.message.labels.get("X-Taskiq-requeue"):
+            await context.requeue()
+        process.ran.append(("again", None))
+
+    await process.broker.startup()
+    message = await process.kick(again)
+    _assigned(process.broker)
+    assert (await process.broker.deliver(message)).acks == 1
+    await process.runs(process.broker.take())
+
+
+async def test_a_message_that_comes_late_keeps_its_labels_for_other_middlewares(
+    new_process: NewProcess, clock: Clock
+) -> None:
+    seen: list[dict[str, object]] = []
+
+    class Reader(TaskiqMiddleware):
+        def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+            seen.append(dict(message.labels))
+            return message
+
+    process = new_process(after=(Reader(),))
+    labels = {"n": 7, "t": True, "queue_ttl": 10}
+    messages = [await process.kick(process.clean.kicker().with_labels(**labels), [1]) for _ in range(2)]
+    await process.broker.deliver(messages[0])
+    clock.now += 1000
+    _assigned(process.broker)
+    assert (await process.broker.deliver(messages[1])).reason == "expired"
+    assert [{name: labels[name] for name in ("n", "t", "queue_ttl")} for labels in seen] == [labels] * 2
+
+
+async def test_a_message_that_is_denied_is_acked_also_where_the_format_has_become_pickle(
+    process: Process, new_process: NewProcess
+) -> None:
+    lax = new_process(pipeline_acls={"data": {"execute": ["viewer"]}})
+    message = await lax.kick(lax.clean, [1], principal=VIEWER)
+    await process.broker.startup()
+    process.broker.with_serializer(PickleSerializer())
+    outcome = await process.broker.deliver(message)
+    assert (outcome.acks, outcome.reason) == (1, "acl")
 
 
 @each_replacement

@@ -24,7 +24,7 @@ class Watcher:
         self.now = 0.0
         self.seen: list[tuple[RunEventKind, str]] = []
         self._numbers = count()
-        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self.calls: list[tuple[float, int, Callable[[], None]]] = []
         self._order = RunOrder(self._see, self.call_later, lambda: self.now)
 
     def tell(self, source: str, kind: RunEventKind, task: int = 1) -> None:
@@ -32,8 +32,8 @@ class Watcher:
 
     def wait(self, seconds: float) -> None:
         end = self.now + seconds
-        while self._calls and self._calls[0][0] <= end:
-            self.now, _, function = heapq.heappop(self._calls)
+        while self.calls and self.calls[0][0] <= end:
+            self.now, _, function = heapq.heappop(self.calls)
             function()
         self.now = end
 
@@ -45,7 +45,7 @@ class Watcher:
         self.seen.append((event.kind, event.task_id))
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
-        heapq.heappush(self._calls, (self.now + seconds, next(self._numbers), function))
+        heapq.heappush(self.calls, (self.now + seconds, next(self._numbers), function))
 
 
 def test_that_a_task_starts_waits_until_it_is_enqueued() -> None:
@@ -119,6 +119,7 @@ def test_everything_is_passed_on_soon_and_once_and_in_the_order_of_its_process(
     for number, (source, kind, task, pause) in enumerate(told):
         watcher.wait(pause)
         order.put(source, event(task, time=watcher.now)._replace(kind=kind, subject=source, run_id=str(number)))
+        assert len(watcher.calls) <= 1  # however many wait
     watcher.wait(PATIENCE)
     assert sorted(int(passed.run_id) for passed, _ in seen) == list(range(len(told)))
     for source in ("api", "worker", "other"):
