@@ -101,7 +101,7 @@ class Verifier:
             if SIGNATURE_LABEL not in message.labels:
                 raise _not_verified()
             as_sent = wire.prepared(message)
-            message.labels, message.labels_types = dict(as_sent.labels), as_sent.labels_types
+            message.labels, message.labels_types = as_sent.labels, as_sent.labels_types
             self._verify(message, delivery, _LATE_SIZE)
             message.parse_labels()
         except Exception as error:  # noqa: BLE001 (as above)

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from pydantic_core import to_json
 
+from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, FlowSecurityError, RateLimitExceededError
 from taskiq_flow_security.http.asgi import Message, Receive, Scope, Send
@@ -61,6 +62,10 @@ class Connection:
     async def send_json(self, content: dict[str, str]) -> None:
         """Send a message of our own."""
         await self.send({"type": "websocket.send", "text": to_json(content).decode()})
+
+    async def greet(self, principal: Principal) -> None:
+        """Tell the client who it is known as, where it has proved that in a message."""
+        await self.send_json({"type": "connected", "subject": principal.subject})
 
     async def first_message(self, seconds: float) -> Credentials:
         """Accept the connection and wait for the credentials in its first message.

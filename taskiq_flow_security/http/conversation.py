@@ -72,7 +72,7 @@ class Conversation:
         self.principal = self._scope["state"]["principal"] = principal
         self._visit = replace(self._visit, principal=principal)
         acting.become(Acting(principal, visit.txn, gate.security))  # for an application that receives in its own task
-        await self._connection.send_json({"type": "connected", "subject": principal.subject})
+        await self._connection.greet(principal)
         return True
 
     async def _may_send(self, message: Message) -> bool:

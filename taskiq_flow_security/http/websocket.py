@@ -59,7 +59,7 @@ class WebSockets:
             if principal is None:
                 return
             if connection.accepted and principal is not ANONYMOUS:
-                await connection.send_json({"type": "connected", "subject": principal.subject})
+                await connection.greet(principal)
             await self._converse(scope, visit, principal, connection)
         finally:
             self._places.leave(connection)

@@ -12,6 +12,10 @@ Moment = Annotated[float, Field(allow_inf_nan=False)]
 """When something was issued, to the fraction of a second: what was issued before a moment can be revoked."""
 
 
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""How long something takes: a number that can be said, counted and rounded."""
+
+
 class ScopeClaim(BaseModel):
     """What a principal was restricted to, of exactly these types."""
 

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from taskiq_flow_security.core.principal import UNRESTRICTED, Scope
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.tokens import jws
-from taskiq_flow_security.tokens.claims import Moment, ScopeClaim
+from taskiq_flow_security.tokens.claims import Moment, ScopeClaim, Seconds
 from taskiq_flow_security.tokens.jws import JwsHeader
 from taskiq_flow_security.tokens.keyring import Keyring
 from taskiq_flow_security.tokens.keys import Key, Use
@@ -75,7 +75,7 @@ class _Header(JwsHeader):
     scope: ScopeClaim | None = None
     pipeline: str | None = None
     denied: str | None = None
-    retry_after: float | None = None
+    retry_after: Seconds | None = None
     counted: bool = False
 
 

@@ -11,6 +11,7 @@ from taskiq import Context, TaskiqDepends, TaskiqMessage, TaskiqMiddleware, Task
 from taskiq.kicker import AsyncKicker
 
 from taskiq_flow_security import RateLimitExceededError, guard
+from tests.attacks.forging import read, sign, write
 from tests.attacks.test_asymmetric_keys import private, public
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, Process, Task
@@ -96,6 +97,35 @@ async def test_a_kick_that_is_recorded_as_denied_never_runs(new_process: NewProc
     for data in process.broker.sent:
         await process.broker.deliver(data)
     assert process.ran == []
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), float("-inf"), -1.0, "1", True])
+async def test_a_time_to_wait_that_is_none_keeps_no_message_from_being_acked(process: Process, seconds: object) -> None:
+    message = sign(read(await process.genuine()), header={"denied": "rate_limit", "retry_after": seconds})
+    await process.refuses(write(message), "malformed")
+
+
+async def test_a_kick_that_a_worker_without_a_key_to_send_makes_keeps_no_message_from_being_acked(
+    new_process: NewProcess,
+) -> None:
+    kicks = Kicks("on_error")
+    keys = [private("EdDSA", "api", "issue", "send"), public("EdDSA", "worker", "send")]
+    api = new_process(signing_keys=keys)
+    # It can verify, and has a key for schedules only.
+    worker_keys = [private("EdDSA", "worker", "fire"), public("EdDSA", "api", "issue", "send")]
+    worker = new_process(before=(kicks,), signing_keys=worker_keys)
+    for process in (api, worker):
+
+        @process.broker.task("boom", pipeline="data")
+        async def boom() -> None:
+            raise LookupError
+
+    kicks.kick = worker.clean.kicker().with_task_id("next").kiq
+    outcome = await worker.broker.deliver(await api.kick(boom.kicker().with_broker(api.broker)))
+    assert outcome.acks == 1
+    assert outcome.stored.keys() > {"next"}  # whoever waits for that knows that it will not come
+    assert "cannot_issue" in [entry.reason for entry in worker.audit.take()]
+    assert worker.broker.sent == []
 
 
 async def test_of_several_kicks_at_a_time_that_a_rate_limit_refuses_none_runs(new_process: NewProcess) -> None:

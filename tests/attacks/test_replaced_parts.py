@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -205,6 +206,27 @@ async def test_a_kick_through_a_replaced_formatter_leaves_nobody_acting(process:
 async def test_a_replaced_serializer_lets_no_forged_message_run(process: Process) -> None:
     process.broker.with_serializer(ORJSONSerializer())
     await process.refuses(_forged(), "unsigned")
+
+
+async def test_a_formatter_that_makes_pickle_sends_nothing_also_where_the_one_before_made_none(
+    process: Process,
+) -> None:
+    class Pickles(TaskiqFormatter):
+        def dumps(self, message: TaskiqMessage) -> BrokerMessage:
+            data = pickle.dumps(message.model_dump())
+            return BrokerMessage(
+                task_id=message.task_id, task_name=message.task_name, message=data, labels=message.labels
+            )
+
+        def loads(self, message: bytes) -> TaskiqMessage:
+            raise AssertionError("it is read")
+
+    await process.genuine()
+    process.broker.with_formatter(Pickles())
+    for _ in range(2):
+        with pytest.raises(ConfigurationError):
+            await process.genuine()
+    assert process.broker.sent == []
 
 
 async def test_the_middleware_cannot_be_added_twice(process: Process) -> None:

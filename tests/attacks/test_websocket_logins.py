@@ -359,6 +359,29 @@ async def test_without_required_authentication_whoever_logs_in_is_held_to_that(m
         assert await client.close_code() == 4403
 
 
+async def test_whoever_logs_in_later_is_counted_and_may_do_what_the_rule_of_the_handshake_asks() -> None:
+    rules = [Rule(WEBSOCKET, "/ws", "websocket_connect", permission="read", pipeline="p1")]
+    limited = {**NOT_REQUIRED, "rate_limits": {"websocket_connect": "2/minute"}}
+    edge = Edge(rules=rules, settings=limited)
+    stranger = {"sub": "mallory", "pipelines": ["another"]}
+    logins = ((token(**stranger), "whitelist"), (token(), None), (token(), None), (token(), "rate_limit"))
+    for number, (auth, reason) in enumerate(logins):
+        # From another address each time, so that only the caller is counted.
+        async with connect(edge.app, client=(f"198.51.100.{number}", 1)) as client:
+            client.send({"type": "connect", "auth": auth})
+            answer = await client.receive()
+            assert answer.get("reason") == reason, answer
+            assert (answer["type"] == "connected") is (reason is None)
+
+
+async def test_what_a_public_websocket_is_sent_is_its_own_matter_also_where_it_looks_like_a_login() -> None:
+    rules = [Rule(WEBSOCKET, "/ws", "news", public=True)]
+    edge = Edge(rules=rules, settings=NOT_REQUIRED)
+    async with connect(edge.app) as client:
+        client.send({"type": "connect", "auth": "a key of its own"})
+        assert await client.receive() == {"type": "received"}
+
+
 async def test_whoever_logs_in_later_acts_from_then_on() -> None:
     acting: list[str] = []
 
