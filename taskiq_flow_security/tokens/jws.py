@@ -55,8 +55,11 @@ def encode_segment(data: bytes) -> bytes:
 
 def decode_segment(segment: bytes) -> bytes:
     """The inverse of `encode_segment`, which must be exact: no padding, no other spelling of the same bytes."""
-    data = decode_any(segment)
-    if encode_segment(data) != segment:
+    try:
+        data = a2b_base64(segment.translate(_STANDARD) + b"==")
+    except binascii.Error:
+        raise malformed() from None
+    if b2a_base64(data, newline=False).translate(_URL_SAFE, b"=") != segment:
         raise malformed()
     return data
 
@@ -103,7 +106,7 @@ def verify(jws: Jws, alg: object, payload: bytes, key: Key) -> None:
 
 def sign(key: Key, protected: bytes, payload: bytes) -> bytes:
     """The signature segment over a header segment and a payload as it is to be signed."""
-    return encode_segment(key.sign(protected + b"." + payload))
+    return b2a_base64(key.sign(protected + b"." + payload), newline=False).translate(_URL_SAFE, b"=")
 
 
 def malformed() -> AuthenticationError:

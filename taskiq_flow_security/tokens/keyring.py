@@ -38,6 +38,10 @@ class Keyring:
             if keys and keys[0].lasts and keys[0].kid not in self._revoked
         }
         """The key that signs, whenever: the first one, where it has no validity window."""
+        self._believed = {
+            name: key for name, key in self._by_kid.items() if key.lasts and key.kid not in self._revoked
+        }
+        """The keys that verify, whenever."""
 
     def without(self, kids: Iterable[str]) -> Keyring:
         """A keyring of all keys but these, whatever is revoked here."""
@@ -80,6 +84,8 @@ class Keyring:
 
         Raises `AuthenticationError` if there is none, or it is over or revoked.
         """
+        if (believed := self._believed.get((use, kid))) is not None:
+            return believed
         key = self._by_kid.get((use, kid))
         if key is None and or_else is not None:
             key = self._by_kid.get((or_else, kid))

@@ -79,6 +79,10 @@ class _Header(JwsHeader):
     counted: bool = False
 
 
+_REQUIRED = sum(field.is_required() for field in _Header.model_fields.values())
+"""How many parameters every header has."""
+
+
 class MessageSigner:
     """Signs and verifies messages, or schedules, with the keys for `Use.SEND`."""
 
@@ -113,13 +117,13 @@ class MessageSigner:
 
         Raises `AuthenticationError` where this process has no key to do that with.
         """
-        key = self.signer(now, expires_at, fires=fires)
-        signature = MessageSignature(
-            key.kid, jti or new_id(), now, int(expires_at), delegation, denied, key.use, counted
-        )
+        key = self._keyring.lasting(_SEND) or self.signer(now, expires_at, fires=fires)
+        jti, until = jti or new_id(), int(expires_at)
+        signature = MessageSignature(key.kid, jti, now, until, delegation, denied, key.use, counted)
         terms = "" if delegation is NOT_DELEGATED and denied is None and not counted else _terms(signature)
         # Only numbers and ids that were made here are filled in, so that nothing needs escaping.
-        header = f'{self._fixed(key)},"iat":{now},"exp":{signature.expires_at},"jti":"{signature.jti}"{terms}}}'
+        fixed = self._headers.get(key.kid) or self._fixed(key)
+        header = f'{fixed},"iat":{now},"exp":{until},"jti":"{jti}"{terms}}}'
         protected = jws.encode_segment(header.encode())
         return (protected + b".." + jws.sign(key, protected, payload)).decode(), signature
 
@@ -140,6 +144,8 @@ class MessageSigner:
             raise jws.malformed()
         key = self._keyring.verifier(_SEND, header.kid, now, self._leeway, or_else=_FIRE)
         jws.verify(token, header.alg, payload, key)
+        if len(header.__pydantic_fields_set__) == _REQUIRED:  # on no terms, as most are
+            return MessageSignature(key.kid, header.jti, header.iat, header.exp, NOT_DELEGATED, None, key.use)
         delegation = NOT_DELEGATED
         if header.act or header.scope is not None or header.pipeline is not None:
             scope = UNRESTRICTED if header.scope is None else header.scope.scope()
@@ -157,10 +163,8 @@ class MessageSigner:
 
     def _fixed(self, key: Key) -> str:
         """The part of the header that is the same for all messages of a key, its closing brace left out."""
-        header = self._headers.get(key.kid)
-        if header is None:
-            fixed = {"alg": key.alg, "b64": False, "crit": ["b64"], "kid": key.kid, "typ": self._typ}
-            header = self._headers[key.kid] = to_json(fixed).decode()[:-1]
+        fixed = {"alg": key.alg, "b64": False, "crit": ["b64"], "kid": key.kid, "typ": self._typ}
+        header = self._headers[key.kid] = to_json(fixed).decode()[:-1]
         return header
 
 
