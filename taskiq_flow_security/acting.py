@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -45,14 +46,11 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
     os.register_at_fork(after_in_child=lambda: (_acting.set(None), _firing.set(None)))
 
 
-def current() -> Acting | None:
-    """Who acts here, if anybody."""
-    return _acting.get()
+current: Callable[[], Acting | None] = _acting.get
+"""Who acts here, if anybody."""
 
-
-def become(acting: Acting | None) -> None:
-    """Act as this from here on, to the end of the current context. Prefer `scope`."""
-    _acting.set(acting)
+become: Callable[[Acting | None], object] = _acting.set
+"""Act as this from here on, to the end of the current context. Prefer `scope`."""
 
 
 def fire(acting: Acting | None) -> None:

@@ -60,10 +60,6 @@ class FlowSecurity:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
-        self.enabled = config.security_enabled
-        """Whether anything is secured at all."""
-        self.monitoring = config.enforcement == "monitor"
-        """Whether what should be refused is only recorded."""
         self.audit = from_config.audit(config, audit)
         self.clock = clock
         self.rate_limits: RateLimits | None = None
@@ -106,6 +102,16 @@ class FlowSecurity:
         for setting in _UNSAFE:
             if getattr(config, setting):
                 _logger.warning("%s is set: see the settings for what that lets in.", setting)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is secured at all."""
+        return self.config.security_enabled
+
+    @property
+    def monitoring(self) -> bool:
+        """Whether what should be refused is only recorded."""
+        return self.config.enforcement == "monitor"
 
     @property
     def policy(self) -> Policy:

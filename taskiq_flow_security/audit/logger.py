@@ -16,6 +16,7 @@ _logger = logging.getLogger(__name__)
 
 LOGGER_NAME = "taskiq_flow.audit"
 
+_DENY = Outcome.DENY
 _LEVELS = {Outcome.ALLOW: logging.INFO, Outcome.DENY: logging.WARNING}
 
 
@@ -50,25 +51,25 @@ class AuditLogger:
 
     def records(self, outcome: Outcome) -> bool:
         """Whether events of this outcome go anywhere; if not, none needs to be made."""
-        return bool(self._sinks) or self._logs(_LEVELS[outcome])
+        return self._sinks != () or self._logs(outcome)
 
     def record(self, event: AuditEvent) -> None:
         """Record one decision."""
         for sink in self._sinks:
             sink.write(event)
-        level = _LEVELS[event.outcome]
-        if self._logs(level):
-            self._records.log(level, fields_of(event))
+        if self._logs(event.outcome):
+            self._records.log(_LEVELS[event.outcome], fields_of(event))
 
     def flush(self) -> None:
         """Have all sinks write what they may still hold."""
         for sink in self._sinks:
             sink.flush()
 
-    def _logs(self, level: int) -> bool:
-        if self._logger.disabled:
+    def _logs(self, outcome: Outcome) -> bool:
+        logger = self._logger
+        if logger.disabled:
             # `logging.config` disables the loggers that it is not told of, by default. This one has a level to be set.
-            self._logger.disabled = False
-            _logger.warning("The audit logger %s had been disabled, and is enabled again.", self._logger.name)
+            logger.disabled = False
+            _logger.warning("The audit logger %s had been disabled, and is enabled again.", logger.name)
         # What is denied goes to logging's handler of last resort, where there is no other.
-        return (level >= logging.WARNING or self._logger.hasHandlers()) and self._logger.isEnabledFor(level)
+        return (outcome is _DENY or logger.hasHandlers()) and logger.isEnabledFor(_LEVELS[outcome])

@@ -29,7 +29,12 @@ def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
     Raises `AccessDeniedError` where the message does not fit the registered task.
     """
     pipeline = _pipeline(message, task)
-    check_arguments(message, task)
+    if gives_dependency(message, task):
+        raise AccessDeniedError(
+            Reason.DEPENDENCY_IN_ARGUMENTS,
+            "The message gives an argument that the worker is to resolve as a dependency: its caller, a context, a "
+            "connection; leave it out.",
+        )
     if task is None:
         return AccessRequest(_EXECUTE, pipeline, message.task_name)
     guard = guard_of(task.original_func)
@@ -38,14 +43,11 @@ def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
     return AccessRequest(_EXECUTE, pipeline, message.task_name, guard, _arguments(message, task))
 
 
-def check_arguments(message: TaskiqMessage, task: Task | None) -> None:
-    """Raise `AccessDeniedError` for an argument that would take the place of a dependency."""
-    if message.kwargs and task is not None and not _dependencies(task.original_func).isdisjoint(message.kwargs):
-        raise AccessDeniedError(
-            Reason.DEPENDENCY_IN_ARGUMENTS,
-            "The message gives an argument that the worker is to resolve as a dependency: its caller, a context, a "
-            "connection; leave it out.",
-        )
+def gives_dependency(message: TaskiqMessage, task: Task | None) -> bool:
+    """Whether a message gives an argument that would take the place of a dependency."""
+    if not message.kwargs or task is None:
+        return False
+    return not _dependencies(task.original_func).isdisjoint(message.kwargs)
 
 
 def access_denied(principal: Principal, request: AccessRequest, decision: Decision) -> AccessDeniedError:

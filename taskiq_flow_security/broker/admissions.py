@@ -4,56 +4,67 @@ from __future__ import annotations
 
 from taskiq.message import TaskiqMessage
 
-from taskiq_flow_security.broker.access_requests import check_arguments
 from taskiq_flow_security.broker.answers import Answer, Answers
 from taskiq_flow_security.broker.delivery import Delivery
-from taskiq_flow_security.core.policy import AccessRequest
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, MessageSignature
+from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED
 
 
 class Admissions:
     """Admits a message like the one before it.
 
-    What tasks have passed on, what is judged by its arguments, and all messages while anything is revoked, are decided
-    about each time.
+    What tasks have passed on, what its guard counts, claims or judges by its arguments, and all messages while anything
+    is revoked, are decided about each time.
     """
 
     def __init__(self, security: FlowSecurity) -> None:
-        self._security = security
-        self._answers = Answers(security)
+        self._authorization = security.authorization
+        self._answers = Answers[Answer](security)
 
-    def cover(self, message: TaskiqMessage, delivery: Delivery) -> AccessRequest | None:
-        """What is asked with a verified message that may run like the one before it; ``None`` for any other.
-
-        Raises as `check_arguments`.
-        """
-        answer = self._answers.find(message, delivery.task)
-        if answer is None or delivery.token is not answer.token or not _as_its_sender_kicked(delivery.signature):
-            return None
-        check_arguments(message, answer.task)
+    def cover(self, message: TaskiqMessage, delivery: Delivery) -> bool:
+        """Whether a verified message may run like the one before it, which it does then."""
+        answer, signature = self._answers.find(message, delivery.task), delivery.signature
+        if (
+            answer is None
+            or delivery.token is not answer.token
+            or signature is None
+            or signature.delegation is not NOT_DELEGATED
+            or signature.denied is not None
+        ):
+            return False
         delivery.request, delivery.decision, delivery.actor = answer.request, answer.decision, answer.actor
-        return answer.request
+        return True
 
     def remember(self, message: TaskiqMessage, delivery: Delivery, in_force: InForce) -> None:
         """Remember a message that may run by what was in force, if others can be like it."""
         request, decision, actor, token = delivery.request, delivery.decision, delivery.actor, delivery.token
+        task, signature = delivery.task, delivery.signature
         assert request is not None  # it may run
         assert decision is not None
         assert actor is not None
         assert token is not None
+        assert signature is not None
+        guard = request.guard
         if (
-            _as_its_sender_kicked(delivery.signature)
+            signature.delegation is NOT_DELEGATED
             and in_force.revocations is None  # of messages too
-            and (request.guard is None or request.guard.predicate is None)
+            and (guard is None or not (guard.predicate or guard.rate_limit or guard.at_most_once))
+            and not self._answers.is_first(message, token)
         ):
-            until = self._security.authorization.allows_until(token.principal)
-            labels = message.labels.copy()
-            answer = Answer(request, decision, actor, token, delivery.task, labels, in_force, until)
-            self._answers.remember(message, answer)
-
-
-def _as_its_sender_kicked(signature: MessageSignature | None) -> bool:
-    """Whether a message is on no terms: nobody has passed its principal on, and its sender does not deny it."""
-    return signature is not None and signature.delegation is NOT_DELEGATED and signature.denied is None
+            self._answers.remember(
+                message,
+                Answer(
+                    request,
+                    decision,
+                    actor,
+                    token,
+                    task,
+                    None if task is None else task.labels.get(PIPELINE_LABEL),
+                    message.labels.copy(),
+                    None if message.labels_types is None else message.labels_types.copy(),
+                    in_force,
+                    self._authorization.allows_until(token.principal),
+                ),
+            )

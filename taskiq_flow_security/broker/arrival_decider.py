@@ -56,6 +56,7 @@ class ArrivalDecider:
         self._admissions = Admissions(security)
         self._leeway = security.config.clock_leeway
         self._max_depth = security.config.max_delegation_depth
+        self._monitoring = security.monitoring
         self._limits_runs = security.config.rate_limits_on_workers
 
     async def admit(self, message: TaskiqMessage) -> Delivery:
@@ -70,15 +71,18 @@ class ArrivalDecider:
             delivery = self._verifier.open_late(message)
         if delivery.token is not None and delivery.signature is not None and delivery.error is None:
             try:
-                delivery.error = await self._decide(message, delivery)
+                if self._admits_at_once(message, delivery):
+                    record_arrival_allowed(self._security, message, delivery)
+                else:
+                    delivery.error = await self._decide(message, delivery)
             except BackendUnavailableError:
                 raise  # so that it is not acked
             except Exception as error:  # noqa: BLE001 (whatever it is, the message is refused)
                 delivery.error = denial_of(error, _logger, "A message")
                 record_arrival_denied(self._security, message, delivery, delivery.error)
-        if self._security.monitoring and not _knows_ack_type(message):
+        if self._monitoring and not _knows_ack_type(message):
             del message.labels["ack_type"]
-        if delivery.error is None or self._security.monitoring:
+        if delivery.error is None or self._monitoring:
             self._let_run(message, delivery)
         return delivery
 
@@ -91,6 +95,10 @@ class ArrivalDecider:
             # A copy of a message that was answered before: its labels must not lead anybody to other results.
             refusal.empty(message)
         refusal.refuse(message, delivery, delivery.error or internal_error())
+
+    def _admits_at_once(self, message: TaskiqMessage, delivery: Delivery) -> bool:
+        """Whether a message may run of which there is nothing to ask anybody else, nor to count."""
+        return not self._limits_runs and self._replays.is_new(delivery) and self._admissions.cover(message, delivery)
 
     async def _decide(self, message: TaskiqMessage, delivery: Delivery) -> FlowSecurityError | None:
         """Why the message may not run, recorded; or ``None``, recorded too."""
@@ -128,7 +136,7 @@ class ArrivalDecider:
         """
         pauses = chain(_PAUSES, repeat(_PAUSES[-1]))
         while isinstance(error, BackendUnavailableError) and delivery.ended is not None:
-            if self._security.monitoring:
+            if self._monitoring:
                 break
             if await ended_within(next(pauses), delivery.ended):
                 if not delivery.kept:
@@ -148,12 +156,12 @@ class ArrivalDecider:
 
         Raises `AccessDeniedError` for what may not run, and `BackendUnavailableError` where nobody can tell now.
         """
-        request = self._admissions.cover(message, delivery)
-        if request is None:
-            in_force = self._security.live.in_force  # before it is decided: it may be replaced meanwhile
-            request = self._decide_anew(message, delivery)
-            delivery.actor = self._actor_of(message, delivery)
-            self._admissions.remember(message, delivery, in_force)
+        if self._admissions.cover(message, delivery) and delivery.request is not None:
+            return delivery.request
+        in_force = self._security.live.in_force  # before it is decided: it may be replaced meanwhile
+        request = self._decide_anew(message, delivery)
+        delivery.actor = self._actor_of(message, delivery)
+        self._admissions.remember(message, delivery, in_force)
         return request
 
     def _decide_anew(self, message: TaskiqMessage, delivery: Delivery) -> AccessRequest:

@@ -7,13 +7,18 @@ from typing import Any
 from taskiq.abc.broker import AsyncBroker
 
 from taskiq_flow_security import acting
-from taskiq_flow_security.broker.access_requests import check_arguments
-from taskiq_flow_security.broker.answers import Answer, Answers
+from taskiq_flow_security.broker import wire
+from taskiq_flow_security.broker.answers import Answers, Clearance
 from taskiq_flow_security.broker.delivery import Task
+from taskiq_flow_security.broker.envelope import Envelope
 from taskiq_flow_security.broker.kicks import Kick
-from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL, SCHEDULE_LABEL
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL
+from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
+
+_NOT_TO_REMEMBER = frozenset({PRINCIPAL_LABEL, SIGNATURE_LABEL, SCHEDULE_LABEL})
 
 
 class Clearances:
@@ -26,47 +31,64 @@ class Clearances:
     def __init__(self, security: FlowSecurity, broker: AsyncBroker) -> None:
         self._security = security
         self._broker = broker
-        self._answers = Answers(security)
+        self._answers = Answers[Clearance](security)
 
     def cover(self, kick: Kick) -> bool:
-        """Whether a kick is allowed like the one before it, which it is then. Raises as `check_arguments`."""
+        """Whether a kick is allowed like the one before it, which it is then."""
         message = kick.message
-        answer = self._answers.find(message, self._broker.find_task(message.task_name))
+        clearance = self._answers.find(message, self._broker.find_task(message.task_name))
         if (
-            answer is None
-            or acting.current() is not answer.actor
+            clearance is None
+            or acting.current() is not clearance.actor
             or kick.delivery is not None
             or kick.given is not None
             or not message.task_id.isprintable()
         ):
             return False
-        check_arguments(message, answer.task)
-        kick.clearance, kick.actor, kick.token = answer, answer.actor, answer.token
-        kick.request, kick.decision = answer.request, answer.decision
+        kick.clearance = clearance
         return True
 
     def remember(
         self, kick: Kick, task: Task | None, labels: dict[str, Any], time_to_live: float, in_force: InForce
     ) -> None:
         """Remember a kick of this task that was allowed with these labels by what was in force, if others can be like
-        it.
+        it. Raises `UnsignableMessageError` for labels that cannot be sent.
         """
         request, decision, actor, token = kick.request, kick.decision, kick.actor, kick.token
         assert request is not None  # it was allowed
         assert decision is not None
         assert actor is not None
         assert token is not None
-        guard = request.guard
+        message, guard = kick.message, request.guard
         if (
             kick.delivery is None
+            and not kick.counted
             and not in_force.kicks_limited
             and (guard is None or (guard.predicate is None and guard.rate_limit is None))
-            and SCHEDULE_LABEL not in labels
-            and labels == kick.message.labels  # no pipeline was put there
+            and _NOT_TO_REMEMBER.isdisjoint(labels)
+            and labels == message.labels  # no pipeline was put there
+            and wire.holds_text(labels)
+            and kick.delegation(actor, token) is NOT_DELEGATED
             and self._security.issuer.keeps(token)
             and self._security.messages.signs_whenever()
+            and not self._answers.is_first(message, token)
         ):
-            ends = self._security.authorization.allows_until(actor.principal), token.expires_at - time_to_live
-            terms = kick.delegation(actor, token)
-            answer = Answer(request, decision, actor, token, task, labels, in_force, min(ends), terms, time_to_live)
-            self._answers.remember(kick.message, answer)
+            data = wire.to_wire(message)
+            data["labels"][PRINCIPAL_LABEL] = token.text
+            self._answers.remember(
+                message,
+                Clearance(
+                    request,
+                    decision,
+                    actor,
+                    token,
+                    task,
+                    None if task is None else task.labels.get(PIPELINE_LABEL),
+                    labels,
+                    None if message.labels_types is None else message.labels_types.copy(),
+                    in_force,
+                    min(self._security.authorization.allows_until(actor.principal), token.expires_at - time_to_live),
+                    time_to_live,
+                    Envelope.of(data),
+                ),
+            )

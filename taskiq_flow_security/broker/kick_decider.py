@@ -46,14 +46,19 @@ class KickDecider:
         self._principal_ttl = security.config.principal_ttl
         self._max_depth = security.config.max_delegation_depth
 
-    async def authorize(self, message: TaskiqMessage) -> None:
-        """Decide whether the caller may kick this, or raise a `FlowSecurityError` in the caller."""
+    def begin(self, message: TaskiqMessage) -> Kick:
+        """The kick of a message that its caller wants to send, to be decided about unless it is cleared already."""
         kick = Kick.begin(self, message, message.labels.get(PRINCIPAL_LABEL))
+        self._clearances.cover(kick)
+        return kick
+
+    async def authorize(self, kick: Kick) -> None:
+        """Decide whether the caller may make a kick, or raise a `FlowSecurityError` in the caller."""
+        message = kick.message
         try:
-            if not self._clearances.cover(kick):
-                self.decide(kick)
-                if self.counts(kick):
-                    await self.count(kick)
+            self.decide(kick)
+            if self.counts(kick):
+                await self.count(kick)
         except Exception as error:  # noqa: BLE001 (whatever it is, the kick is denied)
             denial = denial_of(error, _logger, "A kick")
         else:

@@ -8,7 +8,7 @@ from taskiq.message import BrokerMessage, TaskiqMessage
 
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
-from taskiq_flow_security.broker.answers import Answer
+from taskiq_flow_security.broker.answers import Clearance
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, read_label
 from taskiq_flow_security.core.policy import AccessRequest, Decision
@@ -34,7 +34,7 @@ class Kick:
     token: PrincipalToken | None = None
     request: AccessRequest | None = None
     decision: Decision | None = None
-    clearance: Answer | None = None
+    clearance: Clearance | None = None
     """What it is allowed by, if it was not decided about by itself."""
     counted: bool = False
     """Whether it was counted against the rate limit of its task's guard, or need not be."""
@@ -90,6 +90,28 @@ class Kick:
         ours = self.message
         return ours is message or (ours.task_id == message.task_id and ours.task_name == message.task_name)
 
+    @staticmethod
+    def cleared(owner: object, message: TaskiqMessage) -> Clearance | None:
+        """What allows the kick of this very message, as long as nobody has changed what it depends on."""
+        kick = _under_way.get()
+        if kick is None or kick.clearance is None or kick.message is not message or kick.owner is not owner:
+            return None
+        clearance = kick.clearance
+        if (
+            message.labels != clearance.labels
+            or message.labels_types != clearance.labels_types
+            or message.task_name != clearance.request.task
+        ):
+            return None
+        return clearance
+
+    def stand_alone(self) -> None:
+        """Be a kick that was decided about by itself: it is no longer like the one before it."""
+        if self.clearance is not None:
+            allowed, self.clearance = self.clearance, None
+            self.actor, self.token = allowed.actor, allowed.token
+            self.request, self.decision = allowed.request, allowed.decision
+
     def pipeline(self, actor: Acting) -> str | None:
         """The pipeline that it is made for, if for any: the next step of a pipeline, for that of the last one."""
         if actor.pipeline is None and self.by_hook and self.delivery is not None and self.delivery.request is not None:
@@ -133,7 +155,8 @@ _under_way: ContextVar[Kick | None] = ContextVar("taskiq_flow_security_kick", de
 def take() -> Kick | None:
     """The kick that is under way, which is sent now: what is kicked until it `end`s is another one."""
     kick = _under_way.get()
-    _under_way.set(None)
+    if kick is not None:
+        _under_way.set(None)
     return kick
 
 

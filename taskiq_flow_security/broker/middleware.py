@@ -49,6 +49,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         """`broadcast` says that each message goes to every worker: each remembers for itself then what it has run."""
         super().__init__()
         self.security = security
+        self._enabled = security.enabled
         self._broadcast = broadcast
         # What is in place, by which it knows when that was replaced.
         self._formatter: SigningFormatter | None = None
@@ -109,17 +110,25 @@ class SecurityMiddleware(TaskiqMiddleware):
 
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide in the caller. Raises a `FlowSecurityError` if it may not kick this."""
-        self._install()
-        self._check_format()
-        if self.security.enabled:
+        broker = self.broker
+        if (
+            broker.formatter is not self._formatter
+            or broker.kick is not self._kick
+            or broker.serializer is not self._checked
+        ):
+            self._install()
+            self._check_format()
+        if self._enabled:
             if self.security.live.stale:
                 await self.security.live.catch_up()
-            await self.kick_decider.authorize(message)
+            kick = self.kick_decider.begin(message)
+            if kick.clearance is None:
+                await self.kick_decider.authorize(kick)
         return message
 
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide on the worker; a message that may not run is refused by the time that its function would be called."""
-        if self.security.enabled:
+        if self._enabled:
             if self.security.live.stale:
                 await self.security.live.catch_up()
             delivery = await self._arrival_decider.admit(message)
@@ -127,7 +136,8 @@ class SecurityMiddleware(TaskiqMiddleware):
                 self._install()  # the formatter was replaced, or a refusal needs our dependency overrides
             if delivery.admitted is None:
                 await self._arrival_decider.refuse(message, delivery)
-            run_events.decided(self.security, message, delivery)
+            if self.security.run_events.watched:
+                run_events.decided(self.security, message, delivery)
         else:
             delivery = Delivery(self.broker, message.task_id, message.task_name)
             delivery.admitted = ANONYMOUS
@@ -140,7 +150,8 @@ class SecurityMiddleware(TaskiqMiddleware):
         delivery = deliveries.current.get()
         if delivery is not None:
             delivery.executed = True
-            run_events.failed(self.security, message, delivery, exception)
+            if self.security.run_events.watched:
+                run_events.failed(self.security, message, delivery, exception)
 
     async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         """Tell that the function has returned; give a refused message its result."""
@@ -150,7 +161,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         delivery.executed = delivery.finished = True
         if delivery.refusal is not None:
             await refusal.settle(message, delivery, result)
-        elif not result.is_err:
+        elif self.security.run_events.watched and not result.is_err:
             run_events.completed(self.security, message, delivery)
         if not delivery.kept:  # nor acked, so that nothing can be lost any more that a copy would bring back
             self._replays.note(delivery)
@@ -197,7 +208,8 @@ def _isolated(send: SendMessage) -> SendMessage:
     @functools.wraps(send)
     async def isolated_kick(message: BrokerMessage) -> None:
         kick, actor, delivery = kicks.take(), acting.current(), deliveries.current.get()
-        deliveries.current.set(None)
+        if delivery is not None:
+            deliveries.current.set(None)
         try:
             if kick is None or not (kick.withheld and kick.is_of(message)):
                 await send(message)

@@ -102,7 +102,8 @@ class DependencyOverrides(UserDict[Any, Any]):
         self.data = overrides  # type: ignore[assignment]  # it is a dict where the user has given one
 
     def __bool__(self) -> bool:
-        return bool(self.data) or _refusal() is not None
+        delivery = deliveries.current.get()
+        return bool(self.data) or (delivery is not None and delivery.refusal is not None)
 
     def __contains__(self, dependency: object) -> bool:
         if _refusal() is None:

@@ -1,4 +1,4 @@
-"""Tells of the tasks of pipelines, for who watches their runs. Nothing that fails here is allowed to touch a task."""
+"""Tells of the tasks of pipelines, where runs are watched. Nothing that fails here is allowed to touch a task."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def _harmless(tell: Callable[Concatenate[FlowSecurity, P], None]) -> Callable[Co
     @wraps(tell)
     def tell_if_possible(security: FlowSecurity, /, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            if security.run_events.watched():
-                tell(security, *args, **kwargs)
+            tell(security, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 (the task matters more)
             _losses.add(type(error).__name__)
 

@@ -6,8 +6,6 @@ out again, it leaves what was signed, so that a receiver can verify a message be
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.formatters.json_formatter import JSONFormatter
 from taskiq.formatters.proxy_formatter import ProxyFormatter
@@ -19,13 +17,6 @@ from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL
 _LABELS = b'"labels":{'
 _BEFORE = _LABELS + f'"{SIGNATURE_LABEL}":"'.encode()
 _AFTER = b'",'
-
-
-class SignedJson(NamedTuple):
-    """What such a message is made of."""
-
-    signature: str
-    payload: bytes
 
 
 def is_sent_by(formatter: TaskiqFormatter) -> bool:
@@ -41,10 +32,10 @@ def join(payload: bytes, signature: str) -> bytes:
     return b"".join((head, labels, f'"{SIGNATURE_LABEL}":"{signature}",'.encode(), tail))
 
 
-def split(data: bytes) -> SignedJson | None:
-    """The inverse of `join`; ``None`` for all that it has not made."""
+def split(data: bytes) -> tuple[str, bytes] | None:
+    """The inverse of `join`: the signature and the payload. ``None`` for all that it has not made."""
     head, before, rest = data.partition(_BEFORE)
     signature, after, tail = rest.partition(_AFTER)
     if not (before and after and signature.isascii()):
         return None
-    return SignedJson(signature.decode(), b"".join((head, _LABELS, tail)))
+    return signature.decode(), b"".join((head, _LABELS, tail))

@@ -8,12 +8,14 @@ from taskiq.message import BrokerMessage, TaskiqMessage
 from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import run_events, signed_json, wire
+from taskiq_flow_security.broker.answers import Clearance
 from taskiq_flow_security.broker.fidelity import Fidelity
 from taskiq_flow_security.broker.kick_decider import KickDecider
 from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.task_events import record_allowed
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, SCHEDULE_LABEL, WireMessage
 from taskiq_flow_security.core.events import EventName, Outcome
+from taskiq_flow_security.core.policy import Decision
 from taskiq_flow_security.errors import AuthenticationError, UnsignableMessageError
 from taskiq_flow_security.security import FlowSecurity
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
@@ -34,10 +36,16 @@ class Signer:
         ``None`` where it is to be left as it is: because security is off, or is only monitored and it cannot be signed,
         or because it will not be sent. Raises `UnsignableMessageError` or `AuthenticationError` otherwise.
         """
+        if (cleared := Kick.cleared(self._kick_decider, message)) is not None and signed_json.is_sent_by(inner):
+            try:
+                return self._sign_alike(message, cleared)
+            except (UnsignableMessageError, AuthenticationError):
+                pass  # what keeps it from being signed is said where it stands alone
         given, _ = wire.take_credentials(message)
         if not self._security.enabled:
             return None
         kick = Kick.resume(self._kick_decider, message, given)
+        kick.stand_alone()
         if kick.withheld:
             return None
         try:
@@ -52,18 +60,27 @@ class Signer:
             if SCHEDULE_LABEL in message.labels:
                 acting.fired(message.labels[SCHEDULE_LABEL])
 
+    def _sign_alike(self, message: TaskiqMessage, cleared: Clearance) -> BrokerMessage:
+        """Sign a message that differs in nothing but its id and its arguments from what was signed before."""
+        now = self._security.clock()
+        payload = cleared.envelope.payload(message)
+        text, signature = self._security.messages.sign(payload, now, now + cleared.time_to_live)
+        labels = {**message.labels, PRINCIPAL_LABEL: cleared.token.text, SIGNATURE_LABEL: text}
+        self._tell(message, cleared.actor, cleared.token, signature, labels.get(PIPELINE_LABEL), cleared.decision)
+        return BrokerMessage(
+            task_id=message.task_id,
+            task_name=message.task_name,
+            message=signed_json.join(payload, text),
+            labels=labels,
+        )
+
     def _sign(self, kick: Kick, inner: TaskiqFormatter) -> BrokerMessage:
         security, message = self._security, kick.message
         now = security.clock()
         data = wire.to_wire(message)
         actor = kick.actor = kick.actor or self._kick_decider.actor_of(kick)
-        clearance = kick.clearance
-        if clearance is not None and message.labels == clearance.labels:  # other middlewares have added nothing
-            token, delegation, expires_at = clearance.token, clearance.delegation, now + clearance.time_to_live
-        else:
-            expires_at = self._kick_decider.expires_at(kick, actor, now)
-            token = self._token_of(kick, actor, now, expires_at)
-            delegation = kick.delegation(actor, token)
+        expires_at = self._kick_decider.expires_at(kick, actor, now)
+        token = self._token_of(kick, actor, now, expires_at)
         data["labels"][PRINCIPAL_LABEL] = token.text
         as_signed = signed_json.is_sent_by(inner)
         data, payload = (data, wire.signed_payload(data)) if as_signed else self._as_it_arrives(data, inner)
@@ -71,7 +88,7 @@ class Signer:
             payload,
             now,
             expires_at,
-            delegation,
+            kick.delegation(actor, token),
             kick.denied,
             fires=actor.schedule is not None,
             counted=kick.counted,
@@ -80,7 +97,8 @@ class Signer:
         labels = data["labels"]
         labels[SIGNATURE_LABEL] = text
         if kick.denied is None:
-            self._tell(kick, actor, token, signature, labels.get(PIPELINE_LABEL))
+            allowed_by = kick.decision if kick.decision is not None and kick.decision.allowed else None
+            self._tell(message, actor, token, signature, labels.get(PIPELINE_LABEL), allowed_by)
         if not as_signed:
             return inner.dumps(TaskiqMessage.model_construct(**data))
         return BrokerMessage(
@@ -107,7 +125,13 @@ class Signer:
         return data, payload
 
     def _tell(
-        self, kick: Kick, actor: Acting, token: PrincipalToken, signature: MessageSignature, pipeline: str | None
+        self,
+        message: TaskiqMessage,
+        actor: Acting,
+        token: PrincipalToken,
+        signature: MessageSignature,
+        pipeline: str | None,
+        decision: Decision | None,
     ) -> None:
         """Record what is about to be sent, and tell who watches."""
         security = self._security
@@ -115,14 +139,15 @@ class Signer:
             record_allowed(
                 security,
                 _event(actor, signature),
-                kick.message,
+                message,
                 actor.principal,
                 txn=token.txn,
                 signature=signature,
                 pipeline=pipeline,
-                decision=kick.decision if kick.decision is not None and kick.decision.allowed else None,
+                decision=decision,
             )
-        run_events.enqueued(security, kick.message, pipeline, token)
+        if security.run_events.watched:
+            run_events.enqueued(security, message, pipeline, token)
 
 
 def _event(actor: Acting, signature: MessageSignature) -> EventName:

@@ -59,6 +59,8 @@ class Verifier:
         self._broker = broker
         self._fidelity = fidelity
         self._unknown_tasks = unknown_tasks
+        self._enabled = security.enabled
+        self._clock = security.clock
         self._leeway = security.config.clock_leeway
 
     def may_read(self, inner: TaskiqFormatter) -> bool:
@@ -70,11 +72,12 @@ class Verifier:
 
         Where security is off, it only takes the credentials off that processes with security have put on.
         """
-        if not self._security.enabled:
+        if not self._enabled:
             message = inner.loads(bytes(data))
             wire.take_credentials(message)
             return message
-        arrived, signature = self._open_signed_json(data) or (self._load(data, inner), None)
+        now = self._clock()
+        arrived, signature = self._open_signed_json(data, now) or (self._load(data, inner), None)
         message = arrived or TaskiqMessage(task_id=new_id(), task_name=_UNKNOWN_TASK, labels={}, args=[], kwargs={})
         delivery = self._deliver(message, signature)
         if isinstance(data, Arrival):
@@ -82,7 +85,7 @@ class Verifier:
         try:
             if arrived is None:
                 raise AuthenticationError(Reason.UNREADABLE, "The message cannot be read.")
-            self._verify(message, delivery, len(data))
+            self._verify(message, delivery, len(data), now)
             if delivery.task is None:
                 self._unknown_tasks.refuse(message, delivery)
         except Exception as error:  # noqa: BLE001 (whatever it is, the message is refused)
@@ -102,7 +105,7 @@ class Verifier:
                 raise _not_verified()
             as_sent = wire.prepared(message)
             message.labels, message.labels_types = as_sent.labels, as_sent.labels_types
-            self._verify(message, delivery, _LATE_SIZE)
+            self._verify(message, delivery, _LATE_SIZE, self._clock())
             message.parse_labels()
         except Exception as error:  # noqa: BLE001 (as above)
             message.labels, message.labels_types = parsed, types
@@ -110,15 +113,15 @@ class Verifier:
             self._reject(message, delivery, denial_of(error, _logger, "A message"))
         return delivery
 
-    def _open_signed_json(self, data: bytes) -> tuple[TaskiqMessage, MessageSignature] | None:
+    def _open_signed_json(self, data: bytes, now: float) -> tuple[TaskiqMessage, MessageSignature] | None:
         """A message that travels as it was signed, once its signature is verified. ``None`` for any other."""
         signed = signed_json.split(data)
         if signed is None:
             return None
+        text, payload = signed
         try:
-            signature = self._security.messages.read(signed.signature, signed.payload, self._security.clock())
-            message: TaskiqMessage = TaskiqMessage.__pydantic_validator__.validate_json(signed.payload)
-            return message, signature
+            signature = self._security.messages.read(text, payload, now)
+            return TaskiqMessage.__pydantic_validator__.validate_json(payload), signature
         except Exception:  # noqa: BLE001 (the same will come of it where it is said whose message it is)
             return None
 
@@ -138,22 +141,23 @@ class Verifier:
         deliveries.current.set(delivery)
         return delivery
 
-    def _verify(self, message: TaskiqMessage, delivery: Delivery, size: int) -> None:
-        security, now = self._security, self._security.clock()
+    def _verify(self, message: TaskiqMessage, delivery: Delivery, size: int, now: float) -> None:
+        security, signature = self._security, delivery.signature
         signed_by = message.labels.pop(SIGNATURE_LABEL, None)
         principal = message.labels.get(PRINCIPAL_LABEL)
         try:
-            if principal is None or (signed_by is None and delivery.signature is None):
+            if principal is None or (signed_by is None and signature is None):
                 raise AuthenticationError(Reason.UNSIGNED, "The message carries no principal or no signature.")
-            if delivery.signature is None:
+            if signature is None:
                 payload = wire.received_payload(message, size)
-                delivery.signature = security.messages.read(signed_by, payload, now)
+                signature = delivery.signature = security.messages.read(signed_by, payload, now)
                 wire.restore(message, payload)
-            delivery.token = security.principals.read(principal, now)
-            delivery.principal = delivery.token.principal.within(delivery.signature.delegation.scope)
+            token = delivery.token = security.principals.read(principal, now)
+            delivery.principal = token.principal.within(signature.delegation.scope)
             if wire.unreadable_labels(message):
                 raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.")
-            _check_schedule(message, delivery.token, delivery.signature)
+            if token.schedule is not None or signature.use is _FIRE:
+                _check_schedule(message, token, signature)
         finally:
             message.labels.pop(PRINCIPAL_LABEL, None)
         # Only now, so that it is known whose message comes too late.

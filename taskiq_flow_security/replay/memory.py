@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from itertools import islice
+from math import inf
 
 from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.replay.records import Progress
@@ -26,7 +27,7 @@ class MemoryReplays:
     def __init__(self, clock: Callable[[], float], margin: float, *, at_most: int | None = None) -> None:
         self._clock = clock
         self._margin = margin
-        self._at_most = at_most
+        self._at_most = inf if at_most is None else at_most
         self._spans: dict[tuple[int, str], dict[str, Progress]] = {}
         self._noting = threading.Lock()
         self.remembered = 0
@@ -39,18 +40,18 @@ class MemoryReplays:
 
     def note(self, message: MessageSignature, progress: Progress) -> None:
         """Remember that the message has come so far."""
-        when = (message.expires_at // _SPAN, message.kid)
+        jti, when = message.jti, (message.expires_at // _SPAN, message.kid)
         with self._noting:
             span = self._spans.get(when)
             if span is None:
                 self._forget_expired()
                 span = self._spans[when] = {}
-            if message.jti not in span:
-                if self._at_most is not None and self.remembered >= self._at_most:
-                    self._make_room(max(self._at_most // 100, 1))
+            if jti not in span:
+                if self.remembered >= self._at_most:
+                    self._make_room(max(int(self._at_most) // 100, 1))
                     span = self._spans.setdefault(when, {})
                 self.remembered += 1
-            span[message.jti] = progress
+            span[jti] = progress
 
     def _forget_expired(self) -> None:
         expired = int(self._clock() - self._margin) // _SPAN

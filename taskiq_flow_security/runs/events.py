@@ -38,6 +38,7 @@ class RunEvent(NamedTuple):
 class RunEvents(Protocol):
     """Carries events from where they happen to who wants to see them. Nothing is kept for later."""
 
+    @property
     def watched(self) -> bool:
         """Whether anybody may have subscribed to anything; if not, no event needs to be made."""
 

@@ -61,13 +61,11 @@ class MemoryRunEvents:
 
     def __init__(self, *, buffer: int = 1000) -> None:
         self._buffer = buffer
+        self.watched = False
+        """Whether anybody has subscribed."""
         self._subscriptions: dict[str, tuple[_Subscription, ...]] = {}  # replaced, never changed: read without a lock
         self._changing = threading.Lock()
         self._losses = Losses(_logger, "run events were dropped")
-
-    def watched(self) -> bool:
-        """Whether anybody has subscribed."""
-        return bool(self._subscriptions)
 
     def publish(self, event: RunEvent) -> None:
         """Tell everybody who has subscribed."""
@@ -81,6 +79,7 @@ class MemoryRunEvents:
         subscription = _Subscription(self._buffer)
         with self._changing:
             self._subscriptions[pipeline_id] = (*self._subscriptions.get(pipeline_id, ()), subscription)
+            self.watched = True
         try:
             yield subscription
         finally:
@@ -90,6 +89,7 @@ class MemoryRunEvents:
                     self._subscriptions[pipeline_id] = others
                 else:
                     self._subscriptions.pop(pipeline_id, None)
+                self.watched = bool(self._subscriptions)
 
     async def flush(self) -> None:
         """Nothing waits to be sent."""
@@ -97,7 +97,7 @@ class MemoryRunEvents:
     async def close(self) -> None:
         """End all subscriptions."""
         with self._changing:
-            ended, self._subscriptions = self._subscriptions, {}
+            ended, self._subscriptions, self.watched = self._subscriptions, {}, False
         for subscriptions in ended.values():
             for subscription in subscriptions:
                 subscription.put(None)

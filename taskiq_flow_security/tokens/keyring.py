@@ -38,9 +38,7 @@ class Keyring:
             if keys and keys[0].lasts and keys[0].kid not in self._revoked
         }
         """The key that signs, whenever: the first one, where it has no validity window."""
-        self._believed = {
-            name: key for name, key in self._by_kid.items() if key.lasts and key.kid not in self._revoked
-        }
+        self._believed = {name: key for name, key in self._by_kid.items() if key.lasts and key.kid not in self._revoked}
         """The keys that verify, whenever."""
 
     def without(self, kids: Iterable[str]) -> Keyring:

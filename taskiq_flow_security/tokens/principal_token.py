@@ -140,10 +140,9 @@ class PrincipalTokens:
     def read(self, text: object, now: float) -> PrincipalToken:
         """As `verify`, but whenever the token is valid: `check_times` has to follow."""
         token = self._verified.get(text) if isinstance(text, str) else None
-        if token is not None:
-            self._keyring.verifier(_ISSUE, token.kid, now, self._leeway)
-        else:
-            token = self._verify(text, now)
+        if token is None:
+            return self._verify(text, now)
+        self._keyring.verifier(_ISSUE, token.kid, now, self._leeway)
         return token
 
     def _verify(self, text: object, now: float) -> PrincipalToken:

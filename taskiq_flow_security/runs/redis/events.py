@@ -34,6 +34,9 @@ class _Ends:
 class RedisRunEvents:
     """Carries events between processes. `buffer` of them wait at most, here and for each subscriber."""
 
+    watched = True
+    """Somebody in another process may have subscribed."""
+
     def __init__(
         self,
         url: str,
@@ -56,10 +59,6 @@ class RedisRunEvents:
             )
 
         self._ends = PerProcess(connect)
-
-    def watched(self) -> bool:
-        """Always: somebody in another process may have subscribed."""
-        return True
 
     def publish(self, event: RunEvent) -> None:
         """Send it to all processes in which somebody has subscribed."""

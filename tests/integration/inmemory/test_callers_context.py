@@ -68,8 +68,8 @@ HOOKS = ["none", "pre_send", "post_send", "pre_execute", "post_execute", "post_s
 class Deployment:
     """A broker that runs tasks where they are kicked."""
 
-    def __init__(self, hook: str, position: str, await_inplace: bool = True) -> None:
-        self.security = FlowSecurity(config())
+    def __init__(self, hook: str, position: str, await_inplace: bool = True, **settings: Any) -> None:
+        self.security = FlowSecurity(config(**settings))
         self.broker = InMemoryBroker(await_inplace=await_inplace)
         both = [Broken(hook), SecurityMiddleware(self.security)]
         self.broker.add_middlewares(*(both if position == "before" else reversed(both)))
@@ -181,8 +181,6 @@ async def test_a_task_that_kicks_in_place_goes_on_in_its_own_name() -> None:
 
 
 async def test_where_security_is_off_a_kick_in_place_leaves_the_context_as_it_was() -> None:
-    deployment = Deployment("none", "before")
-    security = deployment.security
-    security.config = security.config.model_copy(update={"security_enabled": False})
+    deployment = Deployment("none", "before", security_enabled=False)
     with unchanged():
         await _attempt(deployment, "works")

@@ -193,10 +193,9 @@ async def test_a_requeue_is_one_event_on_each_side_in_the_same_transaction(proce
 
 
 async def test_a_requeue_where_security_is_only_monitored_goes_on_for_somebody_unknown(
-    process: Process,
+    new_process: NewProcess,
 ) -> None:
-    security = process.security
-    security.config = security.config.model_copy(update={"enforcement": "monitor"})
+    process = new_process(enforcement="monitor")
     task = _requeuing(process, int, times=1)
     await task.kiq(7)
     await process.broker.deliver(process.broker.take())

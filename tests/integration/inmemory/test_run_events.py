@@ -211,7 +211,9 @@ async def test_a_channel_that_fails_touches_no_task(
     process: Process, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken:
-        def watched(self) -> bool:
+        watched = True
+
+        def publish(self, event: RunEvent) -> None:
             raise OSError(SECRET)
 
         async def flush(self) -> None:

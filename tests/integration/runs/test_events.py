@@ -322,4 +322,4 @@ def test_a_url_that_cannot_be_used_is_a_configuration_error_at_once(url: str) ->
 
 def test_without_security_everything_stays_in_memory() -> None:
     security = FlowSecurity(TaskiqFlowConfig(security_enabled=False, shared_store=REDIS_URL))
-    assert not security.run_events.watched()
+    assert not security.run_events.watched

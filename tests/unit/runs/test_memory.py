@@ -91,12 +91,12 @@ async def test_who_has_subscribed_gets_the_events_of_that_pipeline_in_order() ->
 
 async def test_it_is_watched_while_somebody_has_subscribed() -> None:
     events = MemoryRunEvents()
-    assert not events.watched()
+    assert not events.watched
     async with events.subscribe("data"):
         async with events.subscribe("data"):
-            assert events.watched()
-        assert events.watched()
-    assert not events.watched()
+            assert events.watched
+        assert events.watched
+    assert not events.watched
 
 
 async def test_an_event_is_seen_by_who_waits_for_it_already() -> None:
@@ -164,4 +164,4 @@ async def test_close_ends_every_subscription() -> None:
         assert [seen async for seen in one] == [event(1)]
         assert [seen async for seen in another] == []
         assert [seen async for seen in another] == []
-    assert not events.watched()
+    assert not events.watched
