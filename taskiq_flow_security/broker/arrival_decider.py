@@ -59,32 +59,51 @@ class ArrivalDecider:
         self._monitoring = security.monitoring
         self._limits_runs = security.config.rate_limits_on_workers
 
-    async def admit(self, message: TaskiqMessage) -> Delivery:
-        """Decide whether the message may run, and act as its principal if so.
-
-        Where the delivery that is returned was not admitted, `refuse` has to follow. Where nobody can tell, it waits,
-        and so does the message at its broker. Raises `BackendUnavailableError`, so that it is not acked, where the
-        worker ends meanwhile.
-        """
+    def receive(self, message: TaskiqMessage) -> Delivery:
+        """What is known of a message that is to be decided about."""
         delivery = deliveries.current.get()
         if delivery is None or delivery.decided or not delivery.is_of(message):
-            delivery = self._verifier.open_late(message)
+            return self._verifier.open_late(message)
+        return delivery
+
+    def admits_at_once(self, message: TaskiqMessage, delivery: Delivery) -> bool:
+        """Whether the message may run like the one before it, where there is nothing to ask others nor to count.
+
+        It acts as its principal then; else `admit` has to follow.
+        """
+        signature = delivery.signature
+        if signature is None or delivery.error is not None or self._limits_runs:
+            return False
+        try:
+            if not (self._replays.is_new(signature) and self._admissions.cover(message, delivery)):
+                return False
+            record_arrival_allowed(self._security, message, delivery)
+        except BackendUnavailableError:
+            raise  # so that it is not acked
+        except Exception as error:  # noqa: BLE001 (whatever it is, the message is refused)
+            self._fail(message, delivery, error)
+            return False
+        self._let_run(message, delivery)
+        return True
+
+    async def admit(self, message: TaskiqMessage, delivery: Delivery) -> None:
+        """Decide whether the message may run, and act as its principal if so.
+
+        Where the delivery was not admitted, `refuse` has to follow. Where nobody can tell, it waits, and so does the
+        message at its broker. Raises `BackendUnavailableError`, so that it is not acked, where the worker ends
+        meanwhile.
+        """
         if delivery.token is not None and delivery.signature is not None and delivery.error is None:
             try:
-                if self._admits_at_once(message, delivery):
-                    record_arrival_allowed(self._security, message, delivery)
-                else:
-                    delivery.error = await self._decide(message, delivery)
+                delivery.error = await self._decide(message, delivery)
             except BackendUnavailableError:
                 raise  # so that it is not acked
             except Exception as error:  # noqa: BLE001 (whatever it is, the message is refused)
-                delivery.error = denial_of(error, _logger, "A message")
-                record_arrival_denied(self._security, message, delivery, delivery.error)
+                self._fail(message, delivery, error)
         if self._monitoring and not _knows_ack_type(message):
             del message.labels["ack_type"]
         if delivery.error is None or self._monitoring:
             self._let_run(message, delivery)
-        return delivery
 
     async def refuse(self, message: TaskiqMessage, delivery: Delivery) -> None:
         """Make the receiver refuse a message that was not admitted."""
@@ -96,9 +115,10 @@ class ArrivalDecider:
             refusal.empty(message)
         refusal.refuse(message, delivery, delivery.error or internal_error())
 
-    def _admits_at_once(self, message: TaskiqMessage, delivery: Delivery) -> bool:
-        """Whether a message may run of which there is nothing to ask anybody else, nor to count."""
-        return not self._limits_runs and self._replays.is_new(delivery) and self._admissions.cover(message, delivery)
+    def _fail(self, message: TaskiqMessage, delivery: Delivery, error: Exception) -> None:
+        """Deny a message about which it cannot be decided because of this error."""
+        delivery.error = denial_of(error, _logger, "A message")
+        record_arrival_denied(self._security, message, delivery, delivery.error)
 
     async def _decide(self, message: TaskiqMessage, delivery: Delivery) -> FlowSecurityError | None:
         """Why the message may not run, recorded; or ``None``, recorded too."""

@@ -162,7 +162,9 @@ def take() -> Kick | None:
 
 def end(kick: Kick | None) -> None:
     """This kick is sent, or will not be: the one that it was made in the middle of goes on."""
-    _under_way.set(None if kick is None else kick.outer)
+    outer = None if kick is None else kick.outer
+    if _under_way.get() is not outer:  # to set it takes longer
+        _under_way.set(outer)
 
 
 def give_up() -> None:

@@ -131,7 +131,9 @@ class SecurityMiddleware(TaskiqMiddleware):
         if self._enabled:
             if self.security.live.stale:
                 await self.security.live.catch_up()
-            delivery = await self._arrival_decider.admit(message)
+            delivery = self._arrival_decider.receive(message)
+            if not self._arrival_decider.admits_at_once(message, delivery):
+                await self._arrival_decider.admit(message, delivery)
             if delivery.late or delivery.error is not None:
                 self._install()  # the formatter was replaced, or a refusal needs our dependency overrides
             if delivery.admitted is None:
@@ -215,8 +217,10 @@ def _isolated(send: SendMessage) -> SendMessage:
                 await send(message)
         finally:
             kicks.end(kick)
-            acting.become(actor)
-            deliveries.current.set(delivery)
+            if acting.current() is not actor:
+                acting.become(actor)
+            if deliveries.current.get() is not delivery:
+                deliveries.current.set(delivery)
 
     isolated_kick.isolated = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
     return isolated_kick

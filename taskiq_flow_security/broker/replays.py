@@ -71,11 +71,9 @@ class Replays:
         if self._shared is not None:
             await self._shared.close()
 
-    def is_new(self, delivery: Delivery) -> bool:
-        """Whether a verified message has certainly not run before, as far as that can be told without asking others."""
-        if self._own is None or delivery.signature is None:
-            return self._own is None
-        return self._shared is None and self._own.find(delivery.signature) is None
+    def is_new(self, signature: MessageSignature) -> bool:
+        """Whether a verified message has not run before, as far as that is known without asking others."""
+        return self._own is None or (self._shared is None and self._own.find(signature) is None)
 
     async def check(self, message: TaskiqMessage, delivery: Delivery) -> None:
         """Raise `AccessDeniedError` for a verified message that may not run because it has run before.
