@@ -100,8 +100,8 @@ class Delivery:
         signature, token = self.signature, self.token
         assert signature is not None  # it was verified
         assert token is not None
-        check_times(signature.issued_at, signature.expires_at, now, leeway)
-        check_times(token.not_before, token.expires_at, now, leeway)
+        not_before = max(signature.issued_at, token.not_before)
+        check_times(not_before, min(signature.expires_at, token.expires_at), now, leeway)
 
     def handled_here(self) -> bool:
         """Whether the receiver itself runs this, and not what a function has left running."""

@@ -11,7 +11,8 @@ from taskiq_flow_security.broker import wire
 from taskiq_flow_security.broker.wire import WireMessage
 
 _ID = b'{"task_id":'
-_ARGUMENTS = b'"args":[],"kwargs":{}}'
+_NO_ARGUMENTS = b'"args":[],"kwargs":{}}'
+_VARYING = {"args", "kwargs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,15 @@ class Envelope:
     def of(cls, data: WireMessage) -> Envelope:
         """The envelope of messages like this one, its principal already in place. Raises as `wire.signed_payload`."""
         empty = wire.signed_payload({**data, "task_id": "", "args": [], "kwargs": {}})
-        return cls(empty.removeprefix(_ID + b'""').removesuffix(_ARGUMENTS))
+        return cls(empty.removeprefix(_ID + b'""').removesuffix(_NO_ARGUMENTS))
 
     def payload(self, message: TaskiqMessage) -> bytes:
         """The bytes to sign for one of these messages. Raises as `wire.signed_payload`."""
         try:
-            return b"".join((_ID, to_json(message.task_id), self.common, wire.arguments_payload(message)))
+            # What `model_dump` calls, in its own words.
+            data = message.__pydantic_serializer__.to_python(message, mode="json", include=_VARYING)
+            arguments = to_json(data)
+            wire.check_readable(arguments)
+            return b"".join((_ID, to_json(message.task_id), self.common, arguments[1:]))
         except ValueError as error:
             raise wire.unsignable(error) from None

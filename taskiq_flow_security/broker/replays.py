@@ -123,9 +123,10 @@ class Replays:
 
     def _note_here(self, delivery: Delivery) -> bool:
         """Note in this process that a message has completed, if it was let run; whether it was."""
-        if self._own is None or delivery.signature is None or delivery.admitted is None:
+        own, signature = self._own, delivery.signature
+        if own is None or signature is None or delivery.admitted is None:
             return False
-        self._own.note(delivery.signature, _COMPLETED)
+        own.note(signature, _COMPLETED)
         return True
 
     async def _complete(self, shared: SharedReplays, delivery: Delivery, signature: MessageSignature) -> None:

@@ -62,11 +62,12 @@ class Signer:
 
     def _sign_alike(self, message: TaskiqMessage, cleared: Clearance) -> BrokerMessage:
         """Sign a message that differs in nothing but its id and its arguments from what was signed before."""
-        now = self._security.clock()
+        security, token = self._security, cleared.token
+        now = security.clock()
         payload = cleared.envelope.payload(message)
-        text, signature = self._security.messages.sign(payload, now, now + cleared.time_to_live)
-        labels = {**message.labels, PRINCIPAL_LABEL: cleared.token.text, SIGNATURE_LABEL: text}
-        self._tell(message, cleared.actor, cleared.token, signature, labels.get(PIPELINE_LABEL), cleared.decision)
+        text, signature = security.messages.sign(payload, now, now + cleared.time_to_live)
+        labels = {**message.labels, PRINCIPAL_LABEL: token.text, SIGNATURE_LABEL: text}
+        self._tell(message, cleared.actor, token, signature, labels.get(PIPELINE_LABEL), cleared.decision)
         return BrokerMessage(
             task_id=message.task_id,
             task_name=message.task_name,

@@ -42,8 +42,6 @@ _TEXT = LabelType.STR.value
 
 _ONLY_TEXT = frozenset({_TEXT})
 
-_ARGUMENTS = {"args", "kwargs"}
-
 _MAX_DEPTH = 200
 """pydantic-core reads JSON up to this depth."""
 
@@ -71,18 +69,10 @@ def signed_payload(data: WireMessage) -> bytes:
     try:
         payload = to_json(data)
         # The labels, which are the longer part, are text, unless a middleware has put something else there.
-        _check_readable(payload, payload.find(b'"args":') if holds_text(data["labels"]) else 0)
+        check_readable(payload, payload.find(b'"args":') if holds_text(data["labels"]) else 0)
     except ValueError as error:
         raise unsignable(error) from None
     return payload
-
-
-def arguments_payload(message: TaskiqMessage) -> bytes:
-    """The end of the bytes to sign for a message: its arguments. Raises `ValueError` for what nobody could read."""
-    # What `model_dump` calls, in its own words.
-    payload = to_json(message.__pydantic_serializer__.to_python(message, mode="json", include=_ARGUMENTS))
-    _check_readable(payload, 0)
-    return payload[1:]
 
 
 def holds_text(labels: dict[str, Any]) -> bool:
@@ -90,8 +80,11 @@ def holds_text(labels: dict[str, Any]) -> bool:
     return {str}.issuperset(map(type, labels.values()))
 
 
-def _check_readable(payload: bytes, start: int) -> None:
-    """Raise `ValueError` for what the receiver could not read once it has verified it."""
+def check_readable(payload: bytes, start: int = 0) -> None:
+    """Raise `ValueError` for what the receiver could not read once it has verified it.
+
+    Before `start`, it is known to be flat.
+    """
     if len(payload) < start + _MAX_DEPTH:
         return
     if payload.count(b"[", start) + payload.count(b"{", start) >= _MAX_DEPTH:
