@@ -13,11 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from taskiq import TaskiqDepends, TaskiqMessage, TaskiqMiddleware
+from taskiq.exceptions import SendTaskError
+from taskiq.labels import LabelType
 
 from taskiq_flow_security import AuthenticationError, FlowSecurityError, Principal, acting, current_principal, guard
 from taskiq_flow_security.broker.admissions import Admissions
 from taskiq_flow_security.broker.clearances import Clearances
+from taskiq_flow_security.core.events import AuditEvent
+from taskiq_flow_security.core.events import Outcome as AuditOutcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision
+from taskiq_flow_security.errors import UnsignableMessageError
 from taskiq_flow_security.live_policy import InForce, PolicyChange, Revocation
 from tests.attacks.forging import claims_of, header_of, principal_of, read, sign, signature_of, write
 from tests.integration.inmemory.fixtures import NewProcess
@@ -198,6 +203,83 @@ async def test_what_another_middleware_adds_after_the_decision_counts(new_proces
     hurry.labels["queue_ttl"] = "10"
     header = header_of(signature_of(read(await regular.kick())))
     assert header["exp"] == int(process.clock.now) + 10
+
+
+class After(TaskiqMiddleware):
+    """Does something with each message after it was decided that it may be kicked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.do: Callable[[TaskiqMessage], object] = lambda _message: None
+
+    def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+        self.do(message)
+        return message
+
+
+async def test_the_message_says_what_another_middleware_makes_of_it_after_the_decision(new_process: NewProcess) -> None:
+    after = After()
+    process = new_process(after=(after,), task_acls={"loose": {"execute": ["processor"]}})
+    regular = Regular(process)
+    await regular.settles_in("loose", {"count": "7"})
+    after.do = lambda message: message.labels_types.update(count=LabelType.INT)  # type: ignore[union-attr]
+    message = read(await regular.kick("loose", {"count": "7"}))
+    assert message.labels_types == {"count": LabelType.INT}
+    after.do = lambda message: setattr(message, "task_name", "report")
+    queued = await regular.kick("loose", {"count": "7"})
+    assert read(queued).task_name == "report"
+    assert (await process.broker.deliver(queued)).reason == "acl"
+
+
+async def test_what_one_broker_has_allowed_is_not_signed_by_another(new_process: NewProcess) -> None:
+    after = After()
+    process, other = new_process(after=(after,)), new_process()
+    regular = Regular(process)
+    await regular.settles_in()
+    after.do = other.broker.formatter.dumps
+    with pytest.raises(AuthenticationError) as refusal:
+        await regular.kick()
+    assert refusal.value.reason == "no_principal"
+
+
+async def test_what_cannot_be_signed_is_denied_once_however_often_something_was_allowed(process: Process) -> None:
+    regular = Regular(process)
+    await regular.settles_in()
+    process.audit.take()
+    with acting.scope(regular._actor), pytest.raises(SendTaskError) as refusal:
+        await process.clean.kiq([chr(0xD800)])  # type: ignore[list-item]  # no number at all
+    assert isinstance(refusal.value.__cause__, UnsignableMessageError)
+    assert [(entry.event, entry.sub) for entry in process.audit.take()] == [("task_authz_deny", "alice")]
+
+
+async def test_what_cannot_be_recorded_is_not_let_run_however_often_something_was_allowed(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regular = Regular(process)
+    await regular.settles_in()
+    queued = await regular.kick()
+    record = process.security.audit.record
+
+    def fail(event: AuditEvent) -> None:
+        if event.outcome is AuditOutcome.ALLOW:
+            raise OSError
+        record(event)
+
+    monkeypatch.setattr(process.security.audit, "record", fail)
+    process.audit.take()
+    assert (await process.broker.deliver(queued)).reason == "internal_error"
+    assert process.ran == []
+    assert [entry.event for entry in process.audit.take()] == ["task_authz_deny"]
+
+
+async def test_runs_are_counted_however_often_something_was_allowed(new_process: NewProcess) -> None:
+    process = new_process(rate_limits_on_workers=True, task_rate_limits={"clean": "4/hour"})
+    regular = Regular(process)
+    queued = [await regular.kick() for _ in range(4)]
+    for message in queued:
+        await process.runs(message)
+    sender = new_process()
+    assert (await process.broker.deliver(await Regular(sender).kick())).reason == "rate_limit"
 
 
 async def test_a_key_that_has_ended_sends_nothing_whatever_was_allowed_before(new_process: NewProcess) -> None:
