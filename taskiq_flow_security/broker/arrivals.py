@@ -111,8 +111,8 @@ def _observe(message: bytes | AckableMessage, ended: asyncio.Event, completions:
         if not handled:
             arrival.when_handled(completions.note)
 
-    message.data = arrival
-    message.ack = arrival.ack = ack_once
+    arrival.ack = ack_once
+    vars(message).update(data=arrival, ack=ack_once)  # as a model, it would look for what validates them
     return message
 
 
