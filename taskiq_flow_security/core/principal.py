@@ -184,7 +184,9 @@ class Principal:
     def _but(self, **changes: object) -> Principal:
         """A copy with other values in some fields. The values were checked when this one was made."""
         other = object.__new__(Principal)
-        other.__dict__.update(self.__dict__, **changes)  # the dataclass is frozen
+        values = other.__dict__  # the dataclass is frozen
+        values.update(self.__dict__)
+        values.update(changes)
         return other
 
 

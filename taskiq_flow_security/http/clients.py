@@ -66,19 +66,19 @@ class TrustedProxies:
         secure = scope.get("scheme") in _SECURE
         forwarded, protocol = headers.get(FORWARDED_FOR), headers.get(FORWARDED_PROTO)
         if forwarded is None and protocol is None:
-            return Client(address, secure)
+            return _client(address, secure)
         if not self._as_the_server:
             rewritten = peer is not None and _rewritten(address, peer[1], _items(forwarded))
             if rewritten or (secure and not self._trusts(address)):
                 self._warn()
                 return Client(UNKNOWN if rewritten else address, secure=False)
         if not self._trusts(address):
-            return Client(address, secure)
+            return _client(address, secure)
         if protocol is not None:
             secure = protocol[-1].rpartition(b",")[2].strip().lower() in _SECURE_BYTES
         if forwarded is not None:
             address = self._outermost(address, forwarded)
-        return Client(address, secure)
+        return _client(address, secure)
 
     def _outermost(self, address: str, forwarded: list[bytes]) -> str:
         """The last address, read from the right, that somebody who is trusted has written."""
@@ -146,6 +146,9 @@ def _normal(address: str) -> str:
         return str(_unmapped(ip_address(address)))
     except ValueError:
         return address
+
+
+_client = lru_cache(maxsize=4096)(Client)
 
 
 @lru_cache(maxsize=4096)

@@ -18,8 +18,11 @@ _JWT = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*", re.ASCII)
 
 _IN_QUERY = frozenset({"access_token", "api-key", "api_key", "apikey", "authorization", "x-api-key", "x_api_key"})
 
+_SUSPICIOUS = re.compile(rb"key|token|authorization|%", re.IGNORECASE)
+"""Is in any query string that has one of these names."""
 
-@dataclass(frozen=True, slots=True, repr=False)
+
+@dataclass(slots=True, repr=False)
 class Credentials:
     """One credential, of one of two kinds."""
 
@@ -33,21 +36,22 @@ def find_credentials(headers: Headers, query: bytes) -> Credentials | None:
     Raises `AuthenticationError` for several, for a repeated header, and for one in the query string, where every log
     on the way would keep it.
     """
-    if query:
+    if query and _SUSPICIOUS.search(query):
         for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
             if name.lower() in _IN_QUERY:
                 raise AuthenticationError(
                     Reason.CREDENTIALS_IN_QUERY, "Send credentials in a header; the query string is no place for them."
                 )
-    keys, authorizations = headers.get(API_KEY) or [], headers.get(AUTHORIZATION) or []
-    if not authorizations and (not keys or keys == [b""]):
-        return None
-    if len(keys) + len(authorizations) != 1:
+    keys, authorizations = headers.get(API_KEY, ()), headers.get(AUTHORIZATION, ())
+    number = len(keys) + len(authorizations)
+    if number > 1:
         raise AuthenticationError(
             Reason.SEVERAL_CREDENTIALS, "Send one credential: X-API-Key or Authorization, and only once."
         )
     if keys:
-        return Credentials(keys[0].decode("latin-1"))
+        return Credentials(keys[0].decode("latin-1")) if keys[0] else None
+    if not authorizations:
+        return None
     scheme, _, token = authorizations[0].decode("latin-1").partition(" ")
     if scheme.lower() != "bearer":
         raise AuthenticationError(

@@ -35,33 +35,36 @@ class HTTPSecurityMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI 3.0)."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-        elif not self._enabled:
-            with self._gate.entered(scope, self._gate.visit(scope), ANONYMOUS):
-                await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await self._websockets.handle(scope, receive, send)
-        else:
-            raise RuntimeError(f"{scope['type']} is nothing that can be secured")
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        visit = self._gate.visit(scope)
+        if scope["type"] != "http" or not self._enabled:
+            await self._other(scope, receive, send)
+            return
+        gate = self._gate
+        visit = gate.visit(scope)
         answer = Answer(send, self._hsts if visit.client.secure else None)
         try:
-            principal = await self._gate.admit(visit)
+            principal = await gate.admit(visit)
         except Exception as error:  # noqa: BLE001 (whatever it is, the request is refused)
-            refusal = self._gate.refuse(visit, error)
+            refusal = gate.refuse(visit, error)
             if refusal is not None:
                 await problem_of(refusal).send(answer.send)
                 return
             principal = visit.principal or ANONYMOUS
-        with self._gate.entered(scope, visit, principal):
+        with gate.entered(scope, visit, principal):
             try:
                 await self._app(scope, receive, answer.send)
             except FlowSecurityError as error:
                 if answer.started:
                     raise
                 await problem_of(error).send(answer.send)
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle what is no request, or not secured."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif not self._enabled:
+            with self._gate.entered(scope, self._gate.visit(scope), ANONYMOUS):
+                await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._websockets.handle(scope, receive, send)
+        else:
+            raise RuntimeError(f"{scope['type']} is nothing that can be secured")
