@@ -64,27 +64,7 @@ class Authentication:
     def record_success(self, principal: Principal, ip: str | None = None) -> None:
         """Record that somebody has proved to be this principal. `ip` is the client's address."""
         if self._audit.records(_ALLOW):
-            self._audit.record(
-                AuditEvent(  # in the order of the fields: by their names, it would take twice as long
-                    EventName.AUTHN_LOGIN_SUCCESS,
-                    self._clock(),
-                    _ALLOW,
-                    "api_key" if principal.api_key_id else "bearer",
-                    None,  # rule
-                    None,  # policy_hash
-                    principal.subject,
-                    None,  # act
-                    principal.roles,
-                    None,  # pipeline
-                    None,  # permission
-                    None,  # task
-                    None,  # task_id
-                    principal.txn,
-                    None,  # jti
-                    principal.api_key_id,
-                    ip,
-                )
-            )
+            self._audit.record(login_of(principal, self._clock(), ip))
 
     def record_failure(self, reason: str, txn: str, ip: str | None = None) -> None:
         """Record that somebody has proved nothing."""
@@ -98,3 +78,26 @@ class Authentication:
                 ip=ip,
             )
         )
+
+
+def login_of(principal: Principal, time: float, ip: str | None) -> AuditEvent:
+    """What is recorded where somebody has proved to be this principal."""
+    return AuditEvent(  # in the order of the fields: by their names, it would take twice as long
+        EventName.AUTHN_LOGIN_SUCCESS,
+        time,
+        _ALLOW,
+        "api_key" if principal.api_key_id else "bearer",
+        None,  # rule
+        None,  # policy_hash
+        principal.subject,
+        None,  # act
+        principal.roles,
+        None,  # pipeline
+        None,  # permission
+        None,  # task
+        None,  # task_id
+        principal.txn,
+        None,  # jti
+        principal.api_key_id,
+        ip,
+    )

@@ -7,7 +7,7 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import NamedTuple
 from urllib.parse import quote
@@ -138,13 +138,22 @@ class RateLimits:
 
         Raises `RateLimitExceededError` if that is one too many, `BackendUnavailableError` if it cannot be counted.
         """
-        items = _parse(limit)
+        hit = Hit(limit, identifiers, name)
+        count = self.at_once(hit)
+        if count is None:
+            await self.hit_all((hit,))
+        else:
+            count()
+
+    def at_once(self, hit: Hit) -> Callable[[], None] | None:
+        """What counts such a hit each time that it is called; ``None`` where that has to be awaited.
+
+        It raises `RateLimitExceededError` as `hit`.
+        """
+        items = _parse(hit.limit)
         if self._windows is None or len(items) > 1:
-            return await self.hit_all((Hit(limit, identifiers, name),))
-        (item,) = items  # what most requests count against, in the fewest steps
-        retry_after = self._windows.hit(item.amount, item.get_expiry(), identifiers)
-        if retry_after is not None:
-            raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), name)
+            return None
+        return partial(_hit_at_once, self._windows, items[0], hit)
 
     async def hit_all(self, hits: Iterable[Hit]) -> None:
         """Count one use against several limits if all allow it. Raises as `hit`.
@@ -194,6 +203,12 @@ class RateLimits:
         """As `MemoryWindows.wait`."""
         window = await self._limiters.get().get_window_stats(item, *_quoted(hit))
         return None if window.remaining > 0 else max(window.reset_time - time.time(), 0.0)
+
+
+def _hit_at_once(windows: MemoryWindows, item: RateLimitItem, hit: Hit) -> None:
+    retry_after = windows.hit(item.amount, item.get_expiry(), hit.identifiers)
+    if retry_after is not None:
+        raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), hit.name)
 
 
 async def _all_of(answers: list[Awaitable[float | None]]) -> list[float | None]:

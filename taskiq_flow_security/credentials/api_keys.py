@@ -88,14 +88,18 @@ class ApiKeys:
 
     def authenticate(self, presented: object, now: float) -> ApiKey:
         """The key that was presented, or `AuthenticationError`."""
-        key = None
-        if isinstance(presented, str) and len(presented) <= MAX_BYTES:
-            key = self._by_hash.get(_sha256(presented))
+        key = self.presented(presented)
         if key is None:
             raise AuthenticationError(Reason.UNKNOWN_API_KEY, "The API key is not known.")
         if key.expired(now):
             raise AuthenticationError(Reason.API_KEY_EXPIRED, "The API key has expired; ask for a new one.")
         return key
+
+    def presented(self, presented: object) -> ApiKey | None:
+        """The key that was presented, valid by now or not."""
+        if isinstance(presented, str) and len(presented) <= MAX_BYTES:
+            return self._by_hash.get(_sha256(presented))
+        return None
 
     def find(self, key_id: str) -> ApiKey | None:
         """The key of this id as it is configured now."""

@@ -23,6 +23,7 @@ from taskiq_flow_security.http.asgi import Scope, route_path, select_headers
 from taskiq_flow_security.http.clients import FORWARDED_FOR, FORWARDED_PROTO, UNKNOWN, Client, TrustedProxies
 from taskiq_flow_security.http.credentials import Credentials, find_credentials
 from taskiq_flow_security.http.limits import EndpointLimits, FailedLogins
+from taskiq_flow_security.http.precedents import Precedents
 from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule, RuleTable, is_plain
 from taskiq_flow_security.http.visit import Visit
 from taskiq_flow_security.ids import new_id
@@ -56,6 +57,7 @@ class Gate:
                 config, security.rate_limits, security.api_keys, security.live, self._rules.endpoints
             )
             self._failed_logins = FailedLogins(config, security.rate_limits)
+        self._precedents = Precedents(security, self._limits, self._failed_logins)
         if not config.websocket_require_auth:
             _logger.warning("websocket_require_auth is False: anybody may connect and subscribe to every pipeline.")
 
@@ -134,9 +136,13 @@ class Gate:
             raise AuthenticationError(
                 Reason.NO_CREDENTIALS, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
             )
-        principal = await self.identify(visit, given)
-        await self.count(visit)
-        self.authorize(visit, principal)
+        principal = self._precedents.cover(visit, given)
+        if principal is None:
+            in_force = self.security.live.in_force
+            principal = await self.identify(visit, given)
+            await self.count(visit)
+            self.authorize(visit, principal)
+            self._precedents.remember(visit, principal, in_force)
         return principal
 
     def welcome(self, visit: Visit) -> Principal:
@@ -146,17 +152,14 @@ class Gate:
 
     def authorize(self, visit: Visit, principal: Principal) -> None:
         """Decide whether the principal may make this visit. Raises `AccessDeniedError`."""
-        match = self.require_rule(visit)
-        request = match.request
-        if request is None:
-            self._record(visit, *_ALLOWED, Reason.AUTHENTICATED)
-            return
-        visit.decision = decision = self.security.authorization.decide(principal, request)
-        if not decision.allowed:
-            raise AccessDeniedError(
-                decision.reason, f"{principal.subject} may not {request.permission} {request.resource}."
-            )
-        self._record(visit, *_ALLOWED, decision.reason)
+        request = self.require_rule(visit).request
+        if request is not None:
+            visit.decision = decision = self.security.authorization.decide(principal, request)
+            if not decision.allowed:
+                raise AccessDeniedError(
+                    decision.reason, f"{principal.subject} may not {request.permission} {request.resource}."
+                )
+        self._record(visit, *_ALLOWED, visit.grounds)
 
     def require_rule(self, visit: Visit) -> Match:
         """The rule of a visit. Raises `AccessDeniedError` where no rule knows the path."""

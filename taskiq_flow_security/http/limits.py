@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from taskiq_flow_security.credentials import ApiKeys
 from taskiq_flow_security.errors import RateLimitExceededError
 from taskiq_flow_security.http.clients import Client
 from taskiq_flow_security.live_policy import LivePolicy
-from taskiq_flow_security.rate_limits import RateLimits
+from taskiq_flow_security.rate_limits import Hit, RateLimits
 
 _logger = logging.getLogger(__name__)
 
@@ -75,8 +75,16 @@ class EndpointLimits:
 
     def count(self, endpoint: str, principal: Principal | None, client: Client) -> Awaitable[None]:
         """Count one request, when it is awaited. Raises as `RateLimits.hit`."""
+        limit, identifiers, name = self._hit(endpoint, principal, client)
+        return self._limits.hit(limit, *identifiers, name=name)
+
+    def at_once(self, endpoint: str, principal: Principal, client: Client) -> Callable[[], None] | None:
+        """What counts such a request as long as the same is in force, as `RateLimits.at_once`."""
+        return self._limits.at_once(self._hit(endpoint, principal, client))
+
+    def _hit(self, endpoint: str, principal: Principal | None, client: Client) -> Hit:
         what, who = ("client", client.network) if principal is None else ("principal", principal.subject)
-        return self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, what, who, name=endpoint)
+        return Hit(self._limit(endpoint, principal), ("endpoint", endpoint, what, who), endpoint)
 
     def _limit(self, endpoint: str, principal: Principal | None) -> str:
         in_force = self._live.in_force

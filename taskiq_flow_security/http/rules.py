@@ -67,9 +67,9 @@ class Rule:
             _check_pipeline(what, self.pipeline, _compile(self)[1])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Match:
-    """The rule that a request falls under, and the pipeline that its path names."""
+    """The rule that a request falls under, and the pipeline that its path names. Equals itself only."""
 
     rule: Rule
     pipeline: str | None
@@ -104,6 +104,7 @@ class RuleTable:
             for method in ("GET", "HEAD") if rule.method == "GET" else (rule.method,):
                 self._paths.setdefault(method, []).append((pattern, convertors, rule))
         self._remembered = lru_cache(maxsize=4096)(self._first)
+        self._match = lru_cache(maxsize=4096)(Match)  # one and the same for all paths that ask for the same
 
     @property
     def endpoints(self) -> frozenset[str]:
@@ -125,9 +126,9 @@ class RuleTable:
                 continue
             parameter = _PARAMETER.fullmatch(rule.pipeline or "")
             if parameter is None:
-                return Match(rule, rule.pipeline)
+                return self._match(rule, rule.pipeline)
             name = parameter[1]
-            return Match(rule, str(convertors[name].convert(found[name])))
+            return self._match(rule, str(convertors[name].convert(found[name])))
         return None
 
     def hides(self, rule: Rule) -> bool:

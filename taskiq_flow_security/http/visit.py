@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, Decision
 from taskiq_flow_security.core.principal import Principal
+from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.http.asgi import Headers
 from taskiq_flow_security.http.clients import Client
 from taskiq_flow_security.http.rules import Match
@@ -33,6 +34,11 @@ class Visit:
     def endpoint(self) -> str:
         """The name of the endpoint, for limits."""
         return UNKNOWN_ENDPOINT if self.match is None else self.match.rule.endpoint
+
+    @property
+    def grounds(self) -> Reason:
+        """Why it is allowed, if it is."""
+        return Reason.AUTHENTICATED if self.decision is None else self.decision.reason
 
     def event(self, name: EventName, time: float, outcome: Outcome, reason: str, policy_hash: str) -> AuditEvent:
         """What is recorded of it, with all that is known."""
