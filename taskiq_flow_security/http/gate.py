@@ -78,8 +78,10 @@ class Gate:
         Nobody acts where everybody may come, unless nothing is refused anyway: then it is ``ANONYMOUS``.
         """
         scope.setdefault("state", {})["principal"] = principal  # of this request only (ASGI 3.0, "Lifespan State")
-        nobody = principal is ANONYMOUS and self.security.enabled and not self.security.monitoring
-        return acting.scope(None if nobody else Acting(principal, visit.txn, self.security))
+        security = self.security
+        if principal is ANONYMOUS and security.enabled and not security.monitoring:
+            return acting.scope(None)
+        return acting.scope(Acting(principal, visit.txn, security))
 
     def require_usable(self, visit: Visit) -> None:
         """Raise what kept a connection from being read, and `AccessDeniedError` for a plain one where the settings want

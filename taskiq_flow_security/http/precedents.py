@@ -98,12 +98,12 @@ class Precedents:
     def remember(self, visit: Visit, principal: Principal, in_force: InForce) -> None:
         """Remember a request that was allowed by what was in force, if others can be like it."""
         key_id, hit = principal.api_key_id, None
+        if key_id is None:
+            return
         if self._limits is not None:
             hit = self._limits.at_once(visit.endpoint, principal, visit.client)
             if hit is None:
                 return
-        if key_id is None:
-            return
         if len(self._remembered) >= _REMEMBERED:
             self._remembered.clear()
         self._remembered[key_id, visit.match] = _Precedent(
