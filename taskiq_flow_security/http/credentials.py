@@ -22,7 +22,7 @@ _SUSPICIOUS = re.compile(rb"key|token|authorization|%", re.IGNORECASE)
 """Is in any query string that has one of these names."""
 
 
-@dataclass(slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Credentials:
     """One credential, of one of two kinds."""
 
