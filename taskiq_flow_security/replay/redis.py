@@ -21,7 +21,7 @@ from taskiq_flow_security.tokens.message_signature import MessageSignature
 
 _logger = logging.getLogger(__name__)
 
-_COMPLETED = b"completed"
+_COMPLETED = "completed"
 
 _GATHER_SECONDS, _IDLE_SECONDS = 0.002, 0.0002
 """How long operations wait for others at most, and how long while the event loop has nothing to do."""
@@ -29,22 +29,32 @@ _GATHER_SECONDS, _IDLE_SECONDS = 0.002, 0.0002
 _IDLE_PASS = 20e-6
 """An event loop that comes round within so many seconds has nothing to do."""
 
-# For each key: what to write there, if anything, and for how many milliseconds. Answers what is there then. What
-# is no string was put there by somebody else.
+# For each key: for how many milliseconds to write what there, if anything. Answers, in one letter for each, what is
+# there then: nothing (-), what was to be written (m, "mine"), that it has completed (c), or that it has started (s).
+# What is no string was put there by somebody else. One argument and one answer for all take the least time to be read.
 _SCRIPT = """
-local found = {}
-for i, key in ipairs(KEYS) do
-  local value, ttl = ARGV[2 * i - 1], ARGV[2 * i]
+local found, i = {}, 0
+for ttl, value in string.gmatch(ARGV[1], '(%d+):(%w*)') do
+  i = i + 1
+  local key = KEYS[i]
   if value == 'completed' then
     redis.call('SET', key, value, 'PX', ttl)
   elseif value ~= '' then
     redis.call('SET', key, value, 'NX', 'PX', ttl)
   end
   local kept = redis.pcall('GETRANGE', key, 0, 63)
-  found[i] = type(kept) == 'string' and kept or 'completed'
+  if type(kept) ~= 'string' or kept == 'completed' then
+    found[i] = 'c'
+  elseif kept == '' then
+    found[i] = '-'
+  else
+    found[i] = kept == value and 'm' or 's'
+  end
 end
-return found
+return table.concat(found)
 """
+
+_FOUND = {"-": None, "m": None, "c": Progress.COMPLETED, "s": Progress.STARTED}
 
 
 class RedisReplays:
@@ -61,13 +71,11 @@ class RedisReplays:
 
     async def progress(self, message: MessageSignature) -> Progress | None:
         """As `SharedReplays`."""
-        return _progress(await self._exchange(message, b""))
+        return await self._exchange(message, "")
 
     async def claim(self, message: MessageSignature, claimant: str) -> Progress | None:
         """As `SharedReplays`."""
-        mine = claimant.encode()
-        found = await self._exchange(message, mine)
-        return None if found == mine else _progress(found)
+        return await self._exchange(message, claimant)
 
     async def complete(self, message: MessageSignature) -> None:
         """As `SharedReplays`."""
@@ -79,7 +87,7 @@ class RedisReplays:
         if trips is not None:
             await trips.close()
 
-    def _exchange(self, message: MessageSignature, value: bytes) -> asyncio.Future[bytes]:
+    def _exchange(self, message: MessageSignature, value: str) -> asyncio.Future[Progress | None]:
         prefix = self._prefixes.get(message.kid)
         if prefix is None:
             prefix = self._prefixes[message.kid] = self._names.messages(message.kid)
@@ -97,18 +105,13 @@ class RedisReplays:
         return trips
 
 
-def _progress(found: bytes) -> Progress | None:
-    if found == _COMPLETED:
-        return Progress.COMPLETED
-    return Progress.STARTED if found else None
-
-
 class _Operation(NamedTuple):
     key: str
-    value: bytes
+    value: str
+    """Letters and digits."""
     ttl: int
     """Milliseconds."""
-    found: asyncio.Future[bytes]
+    found: asyncio.Future[Progress | None]
 
 
 class _Trips:
@@ -121,10 +124,13 @@ class _Trips:
         self._going: asyncio.Task[None] | None = None
         self._expected = 1
 
-    def add(self, key: str, value: bytes, ttl: int) -> asyncio.Future[bytes]:
-        """What is under a key after this value is written there, if there is one to write."""
+    def add(self, key: str, value: str, ttl: int) -> asyncio.Future[Progress | None]:
+        """How far the message of a key has come, after this value is written there, if there is one to write.
+
+        ``None`` also where that is what is there.
+        """
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[bytes] = loop.create_future()
+        found: asyncio.Future[Progress | None] = loop.create_future()
         self._waiting.append(_Operation(key, value, ttl, found))
         if self._going is None:
             self._going = loop.create_task(self._go())
@@ -163,29 +169,30 @@ class _Trips:
             passed = now
 
     async def _carry(self, operations: list[_Operation]) -> None:
-        arguments: list[bytes | int] = []
-        for operation in operations:
-            arguments += (operation.value, operation.ttl)
         keys = [operation.key for operation in operations]
+        values = " ".join([f"{operation.ttl}:{operation.value}" for operation in operations])
         try:
-            answers = await self._eval(len(keys), *keys, *arguments)
+            answer = await self._eval(len(keys), *keys, values)
+            found = [_FOUND[letter] for letter in answer.decode()]
+            if len(found) != len(operations):
+                raise ValueError("not as many answers as questions")
         except UNAVAILABLE as error:
             self._fail(operations, type(error).__name__)
         except Exception:
             _logger.exception("Redis cannot be asked because of an unexpected error.")
             self._fail(operations, "an unexpected error")
         else:
-            for operation, found in zip(operations, answers, strict=True):
+            for operation, progress in zip(operations, found, strict=True):
                 if not operation.found.done():
-                    operation.found.set_result(found)
+                    operation.found.set_result(progress)
 
-    async def _eval(self, *arguments: str | bytes | int) -> list[bytes]:
+    async def _eval(self, *arguments: str | int) -> bytes:
         """The answer of the script. Asked twice where the connection may have been closed since it was last used."""
         reused = self._connection.is_connected
         try:
             await self._connection.send_command("EVAL", _SCRIPT, *arguments, check_health=False)
-            answers: list[bytes] = await self._connection.read_response()
-            return answers
+            answer: bytes = await self._connection.read_response()
+            return answer
         except BaseException as error:
             await self._connection.disconnect(nowait=True)  # or what is still to come would be taken for other answers
             if reused and isinstance(error, (RedisConnectionError, OSError)):

@@ -222,7 +222,7 @@ async def test_the_message_says_what_another_middleware_makes_of_it_after_the_de
     process = new_process(after=(after,), task_acls={"loose": {"execute": ["processor"]}})
     regular = Regular(process)
     await regular.settles_in("loose", {"count": "7"})
-    after.do = lambda message: message.labels_types.update(count=LabelType.INT)  # type: ignore[union-attr]
+    after.do = lambda message: message.labels_types.update(count=LabelType.INT)
     message = read(await regular.kick("loose", {"count": "7"}))
     assert message.labels_types == {"count": LabelType.INT}
     after.do = lambda message: setattr(message, "task_name", "report")
