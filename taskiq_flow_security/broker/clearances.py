@@ -62,7 +62,6 @@ class Clearances:
         message, guard = kick.message, request.guard
         if (
             kick.delivery is None
-            and not kick.counted
             and not in_force.kicks_limited
             and (guard is None or (guard.predicate is None and guard.rate_limit is None))
             and _NOT_TO_REMEMBER.isdisjoint(labels)

@@ -205,8 +205,8 @@ async def test_what_another_middleware_adds_after_the_decision_counts(new_proces
     assert header["exp"] == int(process.clock.now) + 10
 
 
-class After(TaskiqMiddleware):
-    """Does something with each message after it was decided that it may be kicked."""
+class Meddler(TaskiqMiddleware):
+    """Does something with each message before it is sent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,11 +218,11 @@ class After(TaskiqMiddleware):
 
 
 async def test_the_message_says_what_another_middleware_makes_of_it_after_the_decision(new_process: NewProcess) -> None:
-    after = After()
+    after = Meddler()
     process = new_process(after=(after,), task_acls={"loose": {"execute": ["processor"]}})
     regular = Regular(process)
     await regular.settles_in("loose", {"count": "7"})
-    after.do = lambda message: message.labels_types.update(count=LabelType.INT)
+    after.do = lambda message: message.labels_types.update(count=LabelType.INT)  # type: ignore[union-attr]
     message = read(await regular.kick("loose", {"count": "7"}))
     assert message.labels_types == {"count": LabelType.INT}
     after.do = lambda message: setattr(message, "task_name", "report")
@@ -232,7 +232,7 @@ async def test_the_message_says_what_another_middleware_makes_of_it_after_the_de
 
 
 async def test_what_one_broker_has_allowed_is_not_signed_by_another(new_process: NewProcess) -> None:
-    after = After()
+    after = Meddler()
     process, other = new_process(after=(after,)), new_process()
     regular = Regular(process)
     await regular.settles_in()
@@ -242,12 +242,35 @@ async def test_what_one_broker_has_allowed_is_not_signed_by_another(new_process:
     assert refusal.value.reason == "no_principal"
 
 
+async def test_a_principal_that_a_message_was_given_counts_however_early_it_was_taken_off(
+    new_process: NewProcess,
+) -> None:
+    measure = Meddler()
+    process = new_process(before=(measure,))
+    regular = Regular(process)
+    await regular.settles_in()
+    reporter = process.security.labels_for(Principal("carol", roles=["processor", "reporter"]))
+
+    def measured(message: TaskiqMessage) -> None:
+        message.labels.update(reporter)
+        process.broker.formatter.dumps(message)  # to know how long it is; whatever is dumped loses its credentials
+
+    measure.do = measured
+    assert claims_of(principal_of(read(await regular.kick())))["sub"] == "carol"
+
+
+async def test_a_signature_that_a_caller_gives_is_no_part_of_the_message_however_often(process: Process) -> None:
+    regular = Regular(process)
+    for _ in range(5):
+        await process.runs(await regular.kick(labels={"taskiq_flow_signature": "made-up"}))
+
+
 async def test_what_cannot_be_signed_is_denied_once_however_often_something_was_allowed(process: Process) -> None:
     regular = Regular(process)
     await regular.settles_in()
     process.audit.take()
     with acting.scope(regular._actor), pytest.raises(SendTaskError) as refusal:
-        await process.clean.kiq([chr(0xD800)])  # type: ignore[list-item]  # no number at all
+        await process.clean.kiq([chr(0xD800)])  # no number at all
     assert isinstance(refusal.value.__cause__, UnsignableMessageError)
     assert [(entry.event, entry.sub) for entry in process.audit.take()] == [("task_authz_deny", "alice")]
 
