@@ -262,7 +262,9 @@ async def test_a_principal_that_a_message_was_given_counts_however_early_it_was_
 async def test_a_signature_that_a_caller_gives_is_no_part_of_the_message_however_often(process: Process) -> None:
     regular = Regular(process)
     for _ in range(5):
-        await process.runs(await regular.kick(labels={"taskiq_flow_signature": "made-up"}))
+        message = await regular.kick(labels={"taskiq_flow_signature": "made-up"})
+        assert header_of(signature_of(read(message)))["alg"] == "HS256"
+        await process.runs(message)
 
 
 async def test_what_cannot_be_signed_is_denied_once_however_often_something_was_allowed(process: Process) -> None:
