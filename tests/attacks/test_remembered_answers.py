@@ -267,6 +267,68 @@ async def test_a_signature_that_a_caller_gives_is_no_part_of_the_message_however
         await process.runs(message)
 
 
+async def test_a_label_that_is_equal_and_not_the_same_is_sent_as_it_is(new_process: NewProcess) -> None:
+    meddler = Meddler()
+    process = new_process(before=(meddler,))
+    regular = Regular(process)
+    for value in (1, 1, 1, 1, True, 1.0):
+        meddler.do = lambda message, value=value: message.labels.update(level=value)  # type: ignore[misc]
+        arrived = read(await regular.kick()).labels["level"]
+        assert (arrived, type(arrived)) == (value, type(value))
+
+
+async def test_the_pipeline_that_all_is_done_for_is_named_however_often(new_process: NewProcess) -> None:
+    process = new_process()
+    regular = Regular(process, pipeline="nightly")
+    for _ in range(5):
+        assert header_of(signature_of(read(await regular.kick())))["pipeline"] == "nightly"
+
+
+async def test_a_message_that_comes_too_late_is_refused_however_often_others_like_it_have_run(process: Process) -> None:
+    regular = Regular(process)
+    queued = await regular.kick(labels={"queue_ttl": "60"})
+    await regular.settles_in(labels={"queue_ttl": "60"})
+    process.clock.now += 120
+    assert (await process.broker.deliver(queued)).reason == "expired"
+    assert process.ran == []
+
+
+async def test_nobody_runs_on_the_terms_of_the_message_before(process: Process) -> None:
+    seen = []
+
+    @process.broker.task("watched", pipeline="data")
+    async def watched() -> None:
+        actor = acting.current()
+        assert actor is not None
+        seen.append(actor.actors)
+
+    regular = Regular(process)
+    plain = [await regular.kick("watched") for _ in range(8)]
+    terms = [{"act": ["other"], "jti": f"passed-on-{number}"} for number in range(4)]
+    passed_on = [write(sign(read(message), header=said)) for message, said in zip(plain[:4], terms, strict=True)]
+    for message in (*passed_on, *plain[4:]):
+        await process.broker.deliver(message)
+    assert seen == [("other",)] * 4 + [()] * 4
+
+
+async def test_what_runs_at_most_once_does_however_often_others_like_it_have(process: Process) -> None:
+    copies: list[str] = []
+
+    @process.broker.task("charge", pipeline="data")
+    @guard(at_most_once=True)
+    async def charge() -> None:
+        if queued:
+            copies.append((await process.broker.deliver(queued.pop())).reason)
+
+    regular = Regular(process)
+    queued: list[bytes] = []
+    for _ in range(5):
+        message = await regular.kick("charge")
+        queued.append(message)
+        await process.broker.deliver(message)
+    assert copies == ["replayed"] * 5
+
+
 async def test_what_cannot_be_signed_is_denied_once_however_often_something_was_allowed(process: Process) -> None:
     regular = Regular(process)
     await regular.settles_in()
@@ -472,18 +534,24 @@ async def test_a_message_on_other_terms_is_refused_after_others_like_it_have_run
     assert process.ran == []
 
 
-async def test_the_next_key_signs_from_its_time_on_whatever_was_allowed_before(new_process: NewProcess) -> None:
+@pytest.mark.parametrize("use", ["issue", "send"])
+async def test_the_next_key_signs_from_its_time_on_whatever_was_allowed_before(
+    new_process: NewProcess, use: str
+) -> None:
     clock = Clock()
     begins = datetime.fromtimestamp(clock.now + 60, timezone.utc).isoformat()
-    key = {"alg": "HS256", "uses": ["issue", "send"]}
-    keys = [{**key, "kid": "new", "secret": "n" * 40, "not_before": begins}, {**key, "kid": "old", "secret": "o" * 40}]
+    keys: list[dict[str, Any]] = [
+        {"alg": "HS256", "uses": [use], "kid": "new", "secret": "n" * 40, "not_before": begins},
+        {"alg": "HS256", "uses": ["issue", "send"], "kid": "old", "secret": "o" * 40},
+    ]
     process = new_process(clock=clock, signing_keys=keys)
     regular = Regular(process)
     for _ in range(4):
         await process.runs(await regular.kick())
     clock.now += 60
     message = read(await regular.kick())
-    assert header_of(principal_of(message))["kid"] == header_of(signature_of(message))["kid"] == "new"
+    token = principal_of(message) if use == "issue" else signature_of(message)
+    assert header_of(token)["kid"] == "new"
 
 
 class Step(NamedTuple):
