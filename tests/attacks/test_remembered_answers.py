@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from taskiq import TaskiqDepends, TaskiqMessage, TaskiqMiddleware
 from taskiq.exceptions import SendTaskError
 from taskiq.labels import LabelType
+from taskiq.serializers import MSGPackSerializer
 
 from taskiq_flow_security import AuthenticationError, FlowSecurityError, Principal, acting, current_principal, guard
 from taskiq_flow_security.broker.admissions import Admissions
@@ -327,6 +328,26 @@ async def test_what_runs_at_most_once_does_however_often_others_like_it_have(pro
         queued.append(message)
         await process.broker.deliver(message)
     assert copies == ["replayed"] * 5
+
+
+async def test_a_kick_that_another_middleware_changes_is_recorded_with_what_allowed_it(
+    new_process: NewProcess,
+) -> None:
+    meddler = Meddler()
+    process = new_process(after=(meddler,))
+    regular = Regular(process)
+    await regular.settles_in()
+    meddler.do = lambda message: message.labels.update(note="x")
+    process.audit.take()
+    await regular.kick()
+    assert [(entry.event, entry.reason) for entry in process.audit.take()] == [("task_enqueued", "acl")]
+
+
+async def test_a_broker_s_own_format_is_sent_however_often_something_was_allowed(process: Process) -> None:
+    process.broker.with_serializer(MSGPackSerializer())
+    regular = Regular(process)
+    await regular.settles_in()
+    assert MSGPackSerializer().loadb(await regular.kick())["task_name"] == "clean"
 
 
 async def test_what_cannot_be_signed_is_denied_once_however_often_something_was_allowed(process: Process) -> None:
