@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any
 
 import pytest
@@ -184,3 +185,12 @@ async def test_where_security_is_off_a_kick_in_place_leaves_the_context_as_it_wa
     deployment = Deployment("none", "before", security_enabled=False)
     with unchanged():
         await _attempt(deployment, "works")
+
+
+async def test_a_kick_that_was_replaced_leaves_the_context_as_it_was() -> None:
+    deployment = Deployment("none", "before")
+    broker = deployment.broker
+    broker.kick = partial(InMemoryBroker.kick, broker)  # type: ignore[method-assign]
+    with deployment.security.acting_as(PROCESSOR), unchanged():
+        await _attempt(deployment, "works")
+    assert deployment.seen == ["alice"]
