@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from taskiq.message import TaskiqMessage
 
-from taskiq_flow_security.broker.answers import Answer, Answers
+from taskiq_flow_security.broker.answers import Answer, Answers, registered_label
 from taskiq_flow_security.broker.delivery import Delivery
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
 from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED
@@ -51,17 +50,17 @@ class Admissions:
             signature.delegation is NOT_DELEGATED
             and in_force.revocations is None  # of messages too
             and (guard is None or not (guard.predicate or guard.rate_limit or guard.at_most_once))
-            and not self._answers.is_first(message, token)
+            and self._answers.meets_again(message.task_name, token)
         ):
             self._answers.remember(
-                message,
+                message.task_name,
                 Answer(
                     request,
                     decision,
                     actor,
                     token,
                     task,
-                    None if task is None else task.labels.get(PIPELINE_LABEL),
+                    registered_label(task),
                     message.labels.copy(),
                     None if message.labels_types is None else message.labels_types.copy(),
                     in_force,

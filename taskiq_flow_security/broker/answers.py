@@ -85,17 +85,21 @@ class Answers(Generic[A]):
             return None
         return answer
 
-    def is_first(self, message: TaskiqMessage, token: PrincipalToken) -> bool:
-        """Whether nobody has asked for this task with this token before; from now on, somebody has."""
-        name = message.task_name
+    def meets_again(self, name: str, token: PrincipalToken) -> bool:
+        """Note that this task was asked for with this token; whether that was so before."""
         if self._tokens.get(name) is token:
-            return False
+            return True
         if len(self._tokens) >= _REMEMBERED:
             self._tokens.clear()
             self._remembered.clear()
         self._tokens[name] = token
-        return True
+        return False
 
-    def remember(self, message: TaskiqMessage, answer: A) -> None:
-        """Remember an answer that depends on nothing but what it holds."""
-        self._remembered[message.task_name] = answer
+    def remember(self, name: str, answer: A) -> None:
+        """Remember an answer for this task that depends on nothing but what it holds."""
+        self._remembered[name] = answer
+
+
+def registered_label(task: Task | None) -> object:
+    """The label that names the pipeline of a task, as it is registered."""
+    return None if task is None else task.labels.get(PIPELINE_LABEL)

@@ -176,7 +176,8 @@ class ArrivalDecider:
 
         Raises `AccessDeniedError` for what may not run, and `BackendUnavailableError` where nobody can tell now.
         """
-        if self._admissions.cover(message, delivery) and delivery.request is not None:
+        if self._admissions.cover(message, delivery):
+            assert delivery.request is not None  # it is that of the answer
             return delivery.request
         in_force = self._security.live.in_force  # before it is decided: it may be replaced meanwhile
         request = self._decide_anew(message, delivery)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from taskiq.abc.broker import AsyncBroker
+from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security import acting
 from taskiq_flow_security.broker import wire
-from taskiq_flow_security.broker.answers import Answers, Clearance
+from taskiq_flow_security.broker.answers import Answers, Clearance, registered_label
 from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.envelope import Envelope
 from taskiq_flow_security.broker.kicks import Kick
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL, SCHEDULE_LABEL
+from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
+from taskiq_flow_security.errors import UnsignableMessageError
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
 from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL
@@ -39,6 +41,7 @@ class Clearances:
         clearance = self._answers.find(message, self._broker.find_task(message.task_name))
         if (
             clearance is None
+            or type(message) is not TaskiqMessage  # of a subclass, who knows what it is dumped as
             or acting.current() is not clearance.actor
             or kick.delivery is not None
             or kick.given is not None
@@ -52,7 +55,7 @@ class Clearances:
         self, kick: Kick, task: Task | None, labels: dict[str, Any], time_to_live: float, in_force: InForce
     ) -> None:
         """Remember a kick of this task that was allowed with these labels by what was in force, if others can be like
-        it. Raises `UnsignableMessageError` for labels that cannot be sent.
+        it.
         """
         request, decision, actor, token = kick.request, kick.decision, kick.actor, kick.token
         assert request is not None  # it was allowed
@@ -70,24 +73,29 @@ class Clearances:
             and kick.delegation(actor, token) is NOT_DELEGATED
             and self._security.issuer.keeps(token)
             and self._security.messages.signs_whenever()
-            and not self._answers.is_first(message, token)
+            and type(message) is TaskiqMessage
+            and self._answers.meets_again(message.task_name, token)
         ):
-            data = wire.to_wire(message)
-            data["labels"][PRINCIPAL_LABEL] = token.text
+            types = None if message.labels_types is None else message.labels_types.copy()
+            until = min(self._security.authorization.allows_until(actor.principal), token.expires_at - time_to_live)
+            try:
+                envelope = Envelope.of(message.task_name, {**labels, PRINCIPAL_LABEL: token.text}, types)
+            except UnsignableMessageError:
+                return  # as is said when it is signed
             self._answers.remember(
-                message,
+                message.task_name,
                 Clearance(
                     request,
                     decision,
                     actor,
                     token,
                     task,
-                    None if task is None else task.labels.get(PIPELINE_LABEL),
+                    registered_label(task),
                     labels,
-                    None if message.labels_types is None else message.labels_types.copy(),
+                    types,
                     in_force,
-                    min(self._security.authorization.allows_until(actor.principal), token.expires_at - time_to_live),
+                    until,
                     time_to_live,
-                    Envelope.of(data),
+                    envelope,
                 ),
             )

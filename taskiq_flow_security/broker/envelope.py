@@ -22,15 +22,23 @@ class Envelope:
     common: bytes
 
     @classmethod
-    def of(cls, data: WireMessage) -> Envelope:
-        """The envelope of messages like this one, its principal already in place. Raises as `wire.signed_payload`."""
-        empty = wire.signed_payload({**data, "task_id": "", "args": [], "kwargs": {}})
-        return cls(empty.removeprefix(_ID + b'""').removesuffix(_NO_ARGUMENTS))
+    def of(cls, task_name: str, labels: dict[str, str], labels_types: dict[str, int] | None) -> Envelope:
+        """The envelope of messages for this task with these labels, its principal among them.
+
+        Raises as `wire.signed_payload`.
+        """
+        empty = WireMessage(
+            task_id="", task_name=task_name, labels=labels, labels_types=labels_types, args=[], kwargs={}
+        )
+        return cls(wire.signed_payload(empty)[len(_ID + b'""') : -len(_NO_ARGUMENTS)])
 
     def payload(self, message: TaskiqMessage) -> bytes:
-        """The bytes to sign for one of these messages. Raises as `wire.signed_payload`."""
+        """The bytes to sign for one of these messages, which must be a `TaskiqMessage` and of no subclass.
+
+        Raises as `wire.signed_payload`.
+        """
         try:
-            # What `model_dump` calls, in its own words.
+            # What `TaskiqMessage.model_dump` calls, in its own words.
             data = message.__pydantic_serializer__.to_python(message, mode="json", include=_VARYING)
             arguments = to_json(data)
             wire.check_readable(arguments)

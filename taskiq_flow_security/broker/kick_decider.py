@@ -49,7 +49,10 @@ class KickDecider:
     def begin(self, message: TaskiqMessage) -> Kick:
         """The kick of a message that its caller wants to send, to be decided about unless it is cleared already."""
         kick = Kick.begin(self, message, message.labels.get(PRINCIPAL_LABEL))
-        self._clearances.cover(kick)
+        try:
+            self._clearances.cover(kick)
+        except Exception as error:  # noqa: BLE001 (middlewares may have put anything there)
+            _logger.debug("A kick is decided about by itself: it cannot be compared (%s).", type(error).__name__)
         return kick
 
     async def authorize(self, kick: Kick) -> None:

@@ -110,12 +110,7 @@ class SecurityMiddleware(TaskiqMiddleware):
 
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide in the caller. Raises a `FlowSecurityError` if it may not kick this."""
-        broker = self.broker
-        if (
-            broker.formatter is not self._formatter
-            or broker.kick is not self._kick
-            or broker.serializer is not self._checked
-        ):
+        if not self._in_place():
             self._install()
             self._check_format()
         if self._enabled:
@@ -167,6 +162,17 @@ class SecurityMiddleware(TaskiqMiddleware):
             run_events.completed(self.security, message, delivery)
         if not delivery.kept:  # nor acked, so that nothing can be lost any more that a copy would bring back
             self._replays.note(delivery)
+
+    def _in_place(self) -> bool:
+        """Whether nobody has replaced anything that was put in place or checked."""
+        broker = self.broker
+        return (
+            broker.formatter is self._formatter
+            and broker.kick is self._kick
+            and broker.listen is self._listen
+            and broker.dependency_overrides is self._overrides
+            and broker.serializer is self._checked
+        )
 
     def _install(self) -> None:
         """Put in place what is not, or no longer."""

@@ -66,7 +66,8 @@ class Signer:
         now = security.clock()
         payload = cleared.envelope.payload(message)
         text, signature = security.messages.sign(payload, now, now + cleared.time_to_live)
-        labels = {**message.labels, PRINCIPAL_LABEL: token.text, SIGNATURE_LABEL: text}
+        # No rotation to note: what is remembered ends with the key that has signed before.
+        labels = {**cleared.labels, PRINCIPAL_LABEL: token.text, SIGNATURE_LABEL: text}
         self._tell(message, cleared.actor, token, signature, labels.get(PIPELINE_LABEL), cleared.decision)
         return BrokerMessage(
             task_id=message.task_id,

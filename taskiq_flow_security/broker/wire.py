@@ -40,8 +40,6 @@ class WireMessage(TypedDict):
 _TEXT = LabelType.STR.value
 """The type of a label that is text."""
 
-_ONLY_TEXT = frozenset({_TEXT})
-
 _MAX_DEPTH = 200
 """pydantic-core reads JSON up to this depth."""
 
@@ -85,9 +83,7 @@ def check_readable(payload: bytes, start: int = 0) -> None:
 
     Before `start`, it is known to be flat.
     """
-    if len(payload) < start + _MAX_DEPTH:
-        return
-    if payload.count(b"[", start) + payload.count(b"{", start) >= _MAX_DEPTH:
+    if len(payload) >= start + _MAX_DEPTH and payload.count(b"[", start) + payload.count(b"{", start) >= _MAX_DEPTH:
         from_json(payload)
     if len(payload) > _MAX_DIGITS and _ENDLESS.search(payload):
         from_json(payload)
@@ -173,11 +169,8 @@ def drop_unreadable_labels(message: TaskiqMessage) -> None:
 
 def unreadable_labels(message: TaskiqMessage) -> list[str]:
     """The labels that are not of the type they claim, for which TaskIQ would drop the message."""
-    types = message.labels_types
-    if not types or _ONLY_TEXT.issuperset(types.values()):
-        return []
     unreadable = []
-    for name, label_type in types.items():
+    for name, label_type in (message.labels_types or {}).items():
         if label_type != _TEXT and name in message.labels:
             try:
                 parse_label(message.labels[name], label_type)

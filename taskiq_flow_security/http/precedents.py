@@ -29,7 +29,7 @@ class _Recurrent:
     __slots__ = ("_after_txn", "_before_txn", "_name")
 
     def __init__(self, event: AuditEvent) -> None:
-        self._name, _, *before_txn, _, jti, key_id, _, _ = event
+        self._name, _, *before_txn, _, jti, key_id, _, _ = event  # the others are time, txn, ip and change
         self._before_txn = tuple(before_txn)
         self._after_txn = jti, key_id
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from starlette.routing import compile_path
@@ -94,17 +94,17 @@ class RuleTable:
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self._rules = rules
-        self._paths: dict[str, list[tuple[re.Pattern[str], Any, Rule]]] = {}
+        self._paths: dict[str, list[tuple[re.Pattern[str], Any, Rule, Callable[[str | None], Match]]]] = {}
         for rule in rules:
             pattern, convertors = _compile(rule)
             if (earlier := self._hider(rule, pattern)) is not None:
                 raise ConfigurationError(
                     f"rule {rule.method} {rule.path}: {earlier.path} comes before it; put the more special first."
                 )
+            match = lru_cache(maxsize=4096)(partial(Match, rule))  # one for all paths that ask for the same
             for method in ("GET", "HEAD") if rule.method == "GET" else (rule.method,):
-                self._paths.setdefault(method, []).append((pattern, convertors, rule))
+                self._paths.setdefault(method, []).append((pattern, convertors, rule, match))
         self._remembered = lru_cache(maxsize=4096)(self._first)
-        self._match = lru_cache(maxsize=4096)(Match)  # one and the same for all paths that ask for the same
 
     @property
     def endpoints(self) -> frozenset[str]:
@@ -120,15 +120,15 @@ class RuleTable:
     def _first(self, method: str, path: str) -> Match | None:
         if not is_normal(path):
             return None
-        for pattern, convertors, rule in self._paths.get(method, ()):
+        for pattern, convertors, rule, match in self._paths.get(method, ()):
             found = pattern.match(path)
             if found is None:
                 continue
             parameter = _PARAMETER.fullmatch(rule.pipeline or "")
             if parameter is None:
-                return self._match(rule, rule.pipeline)
+                return match(rule.pipeline)
             name = parameter[1]
-            return self._match(rule, str(convertors[name].convert(found[name])))
+            return match(str(convertors[name].convert(found[name])))
         return None
 
     def hides(self, rule: Rule) -> bool:
@@ -137,7 +137,7 @@ class RuleTable:
 
     def _hider(self, rule: Rule, pattern: re.Pattern[str]) -> Rule | None:
         """An earlier rule that every path of this one falls under, where that is plain to see."""
-        for earlier, _, other in self._paths.get(rule.method, ()):
+        for earlier, _, other, _ in self._paths.get(rule.method, ()):
             if _unnamed(earlier) == _unnamed(pattern) or ("{" not in rule.path and earlier.match(rule.path)):
                 return other
         return None

@@ -162,7 +162,7 @@ class MessageSigner:
         )
 
     def _fixed(self, key: Key) -> str:
-        """The part of the header that is the same for all messages of a key, its closing brace left out."""
+        """The part of the header that is the same for all messages of a key, its closing brace left out; kept."""
         fixed = {"alg": key.alg, "b64": False, "crit": ["b64"], "kid": key.kid, "typ": self._typ}
         header = self._headers[key.kid] = to_json(fixed).decode()[:-1]
         return header

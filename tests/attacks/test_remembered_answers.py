@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from datetime import datetime, timezone
+from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 from unittest.mock import patch
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from taskiq import TaskiqDepends, TaskiqMessage, TaskiqMiddleware
 from taskiq.exceptions import SendTaskError
 from taskiq.labels import LabelType
+from taskiq.message import BrokerMessage
 from taskiq.serializers import MSGPackSerializer
 
 from taskiq_flow_security import AuthenticationError, FlowSecurityError, Principal, acting, current_principal, guard
@@ -330,6 +332,98 @@ async def test_what_runs_at_most_once_does_however_often_others_like_it_have(pro
     assert copies == ["replayed"] * 5
 
 
+async def test_arguments_that_can_be_read_once_are_sent_each_time(process: Process) -> None:
+    regular = Regular(process)
+    for _ in range(5):
+        with acting.scope(regular._actor):
+            await process.clean.kiq(number for number in (1, 2))
+        assert read(process.broker.take()).args == [[1, 2]]
+
+
+async def test_a_value_that_nobody_can_sign_is_the_same_error_each_time(process: Process) -> None:
+    regular = Regular(process)
+    for _ in range(5):
+        with acting.scope(regular._actor), pytest.raises(SendTaskError) as refusal:
+            await process.clean.kiq(object())
+        assert isinstance(refusal.value.__cause__, UnsignableMessageError)
+
+
+class Stamped(TaskiqMessage):  # type: ignore[no-redef]  # for mypy, a field `kwargs` is a parameter
+    """A message that is dumped as something else than it is."""
+
+    stamp: str = "x"
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        return {**super().model_dump(**options), "args": [[9]]}
+
+
+async def test_a_message_of_a_kind_of_its_own_is_signed_as_it_is_dumped_each_time(new_process: NewProcess) -> None:
+    class Stamps(TaskiqMiddleware):
+        def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+            return Stamped(**dict(message))
+
+    process = new_process(before=(Stamps(),))
+    regular = Regular(process)
+    for _ in range(5):
+        message = await regular.kick()
+        assert read(message).args == [[9]]
+        assert not (await process.broker.deliver(message)).result.is_err
+
+
+class Incomparable(str):
+    """Text that cannot be compared."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise OSError
+
+
+async def test_what_cannot_be_compared_is_decided_about_by_itself(new_process: NewProcess) -> None:
+    meddler = Meddler()
+    process = new_process(before=(meddler,))
+    regular = Regular(process)
+    await regular.settles_in(labels={"note": "x"})
+    meddler.do = lambda message: message.labels.update(note=Incomparable("x"))
+    assert read(await regular.kick(labels={"note": "x"})).labels["note"] == "x"
+    meddler.do = lambda message: setattr(message, "task_id", 7)
+    with pytest.raises(FlowSecurityError) as refusal:
+        await regular.kick(labels={"note": "x"})
+    assert refusal.value.reason == "internal_error"
+
+
+async def test_a_type_of_a_label_without_an_end_is_denied_at_the_kick(new_process: NewProcess) -> None:
+    meddler = Meddler()
+    process = new_process(before=(meddler,))
+    regular = Regular(process)
+    await regular.settles_in()
+    meddler.do = lambda message: message.labels_types.update(pipeline=10**5000)  # type: ignore[union-attr]
+    for _ in range(4):
+        with pytest.raises(SendTaskError) as refusal:
+            await regular.kick()
+        assert isinstance(refusal.value.__cause__, UnsignableMessageError)
+
+
+async def test_the_labels_that_a_broker_sees_are_text_whatever_they_are_equal_to(new_process: NewProcess) -> None:
+    class Level(str, Enum):
+        HIGH = "high"
+
+    meddler = Meddler()
+    process = new_process(before=(meddler,))
+    regular = Regular(process)
+    await regular.settles_in(labels={"level": "high"})
+    meddler.do = lambda message: message.labels.update(level=Level.HIGH)
+    seen: list[object] = []
+
+    async def kick(message: BrokerMessage) -> None:
+        seen.append(message.labels["level"])
+        process.broker.sent.append(message.message)
+
+    process.broker.kick = kick  # type: ignore[method-assign]
+    await regular.kick(labels={"level": "high"})
+    assert [type(label) for label in seen] == [str]
+
+
 async def test_a_kick_that_another_middleware_changes_is_recorded_with_what_allowed_it(
     new_process: NewProcess,
 ) -> None:
@@ -639,5 +733,5 @@ async def _all(steps: list[Step]) -> list[list[object]]:
 @given(st.lists(st.one_of(kicks, kicks, kicks, changes), min_size=5, max_size=40))
 def test_with_and_without_remembered_answers_all_comes_out_alike(steps: list[Step]) -> None:
     remembered = asyncio.run(_all(steps))
-    with patch.object(Clearances, "cover", lambda *_: False), patch.object(Admissions, "cover", lambda *_: None):
+    with patch.object(Clearances, "cover", lambda *_: False), patch.object(Admissions, "cover", lambda *_: False):
         assert asyncio.run(_all(steps)) == remembered
