@@ -66,10 +66,9 @@ class ArrivalDecider:
             return self._verifier.open_late(message)
         return delivery
 
-    def admits_at_once(self, message: TaskiqMessage, delivery: Delivery) -> bool:
-        """Whether the message may run like the one before it, where there is nothing to ask others nor to count.
-
-        It acts as its principal then; else `admit` has to follow.
+    def admit_at_once(self, message: TaskiqMessage, delivery: Delivery) -> bool:
+        """Let the message run, and act as its principal, if it may like the one before it, and there is nothing to ask
+        others nor to count. Where that is not so, `admit` has to follow.
         """
         signature = delivery.signature
         if signature is None or delivery.error is not None or self._limits_runs:

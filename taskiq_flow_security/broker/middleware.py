@@ -127,7 +127,7 @@ class SecurityMiddleware(TaskiqMiddleware):
             if self.security.live.stale:
                 await self.security.live.catch_up()
             delivery = self._arrival_decider.receive(message)
-            if not self._arrival_decider.admits_at_once(message, delivery):
+            if not self._arrival_decider.admit_at_once(message, delivery):
                 await self._arrival_decider.admit(message, delivery)
             if delivery.late or delivery.error is not None:
                 self._install()  # the formatter was replaced, or a refusal needs our dependency overrides

@@ -18,7 +18,9 @@ from typing import Any
 from unittest.mock import patch
 
 from taskiq_flow_security import FlowSecurity, SecurityMiddleware
-from taskiq_flow_security.broker import signed_json, wire
+from taskiq_flow_security.broker import signed_json
+from taskiq_flow_security.broker.answers import Answers
+from taskiq_flow_security.broker.envelope import Envelope
 from tests.benchmarks.guarded import PRINCIPAL, audit_directory, new_security
 from tests.benchmarks.harness import Batch, Effort, Samples, interleave
 from tests.benchmarks.inmemory import Task, kicks, new_task
@@ -62,9 +64,8 @@ class Guarded:
             **_formatter(task),
         }
         self.parts: dict[str, Seam] = {
-            "decide, twice": (security.authorization, "decide"),
-            "message to plain values": (wire, "to_wire"),
-            "plain values to bytes to sign": (wire, "signed_payload"),
+            "find what was answered before, twice": (Answers, "find"),
+            "message to bytes to sign": (Envelope, "payload"),
             "sign": (security.messages, "sign"),
             "signature into the bytes": (signed_json, "join"),
             "signature out of the bytes": (signed_json, "split"),
