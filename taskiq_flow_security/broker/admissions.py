@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from taskiq.message import TaskiqMessage
 
-from taskiq_flow_security.broker.answers import Answer, Answers, registered_label
+from taskiq_flow_security.broker.access_requests import registered_pipeline
+from taskiq_flow_security.broker.answers import Answer, Answers, Likeness
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
@@ -53,16 +54,14 @@ class Admissions:
             and self._answers.meets_again(message.task_name, token)
         ):
             self._answers.remember(
-                message.task_name,
                 Answer(
                     request,
                     decision,
                     actor,
                     token,
                     task,
-                    registered_label(task),
-                    message.labels.copy(),
-                    None if message.labels_types is None else message.labels_types.copy(),
+                    registered_pipeline(task),
+                    Likeness.of(message),
                     in_force,
                     self._authorization.allows_until(token.principal),
                 ),

@@ -8,10 +8,9 @@ from typing import Any, Generic, TypeVar
 from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.acting import Acting
-from taskiq_flow_security.broker.access_requests import gives_dependency
+from taskiq_flow_security.broker.access_requests import gives_dependency, registered_pipeline
 from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.envelope import Envelope
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
@@ -19,6 +18,29 @@ from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
 _REMEMBERED = 1000
 """Tasks, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What like messages have in common: all but their ids and arguments."""
+
+    task_name: str
+    labels: dict[str, Any]
+    labels_types: dict[str, int] | None
+
+    @classmethod
+    def of(cls, message: TaskiqMessage) -> Likeness:
+        """That of a message, whatever becomes of it."""
+        types = message.labels_types
+        return cls(message.task_name, message.labels.copy(), None if types is None else types.copy())
+
+    def is_of(self, message: TaskiqMessage) -> bool:
+        """Whether a message is like these."""
+        return (
+            message.labels == self.labels
+            and message.labels_types == self.labels_types
+            and message.task_name == self.task_name
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +52,9 @@ class Answer:
     actor: Acting
     token: PrincipalToken
     task: Task | None
-    pipeline: object
-    """The label of that name that the task is registered with."""
-    labels: dict[str, Any]
-    labels_types: dict[str, int] | None
+    pipeline: str | None
+    """The task's own, by registration."""
+    likeness: Likeness
     in_force: InForce
     until: float
     """When the answer may become another one by itself: an API key or a login ends, or the token does not last as long
@@ -77,10 +98,9 @@ class Answers(Generic[A]):
             or live.stale
             or self._clock() >= answer.until
             or task is not answer.task
-            or (task is not None and task.labels.get(PIPELINE_LABEL) is not answer.pipeline)
-            or message.labels != answer.labels
-            or message.labels_types != answer.labels_types
-            or (message.kwargs and gives_dependency(message, task))
+            or registered_pipeline(task) != answer.pipeline
+            or not answer.likeness.is_of(message)
+            or gives_dependency(message, task)
         ):
             return None
         return answer
@@ -95,11 +115,6 @@ class Answers(Generic[A]):
         self._tokens[name] = token
         return False
 
-    def remember(self, name: str, answer: A) -> None:
-        """Remember an answer for this task that depends on nothing but what it holds."""
-        self._remembered[name] = answer
-
-
-def registered_label(task: Task | None) -> object:
-    """The label that names the pipeline of a task, as it is registered."""
-    return None if task is None else task.labels.get(PIPELINE_LABEL)
+    def remember(self, answer: A) -> None:
+        """Remember an answer that depends on nothing but what it holds."""
+        self._remembered[answer.likeness.task_name] = answer

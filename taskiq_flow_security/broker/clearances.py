@@ -9,7 +9,8 @@ from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security import acting
 from taskiq_flow_security.broker import wire
-from taskiq_flow_security.broker.answers import Answers, Clearance, registered_label
+from taskiq_flow_security.broker.access_requests import registered_pipeline
+from taskiq_flow_security.broker.answers import Answers, Clearance, Likeness
 from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.envelope import Envelope
 from taskiq_flow_security.broker.kicks import Kick
@@ -69,30 +70,29 @@ class Clearances:
             and (guard is None or (guard.predicate is None and guard.rate_limit is None))
             and _NOT_TO_REMEMBER.isdisjoint(labels)
             and labels == message.labels  # no pipeline was put there
-            and wire.holds_text(labels)
+            and wire.holds_text(message.labels)
             and kick.delegation(actor, token) is NOT_DELEGATED
             and self._security.issuer.keeps(token)
             and self._security.messages.signs_whenever()
-            and type(message) is TaskiqMessage
             and self._answers.meets_again(message.task_name, token)
         ):
-            types = None if message.labels_types is None else message.labels_types.copy()
+            likeness = Likeness.of(message)
             until = min(self._security.authorization.allows_until(actor.principal), token.expires_at - time_to_live)
             try:
-                envelope = Envelope.of(message.task_name, {**labels, PRINCIPAL_LABEL: token.text}, types)
+                envelope = Envelope.of(
+                    likeness.task_name, {**likeness.labels, PRINCIPAL_LABEL: token.text}, likeness.labels_types
+                )
             except UnsignableMessageError:
                 return  # as is said when it is signed
             self._answers.remember(
-                message.task_name,
                 Clearance(
                     request,
                     decision,
                     actor,
                     token,
                     task,
-                    registered_label(task),
-                    labels,
-                    types,
+                    registered_pipeline(task),
+                    likeness,
                     in_force,
                     until,
                     time_to_live,

@@ -96,14 +96,7 @@ class Kick:
         kick = _under_way.get()
         if kick is None or kick.clearance is None or kick.message is not message or kick.owner is not owner:
             return None
-        clearance = kick.clearance
-        if (
-            message.labels != clearance.labels
-            or message.labels_types != clearance.labels_types
-            or message.task_name != clearance.request.task
-        ):
-            return None
-        return clearance
+        return kick.clearance if kick.clearance.likeness.is_of(message) else None
 
     def stand_alone(self) -> None:
         """Be a kick that was decided about by itself: it is no longer like the one before it."""

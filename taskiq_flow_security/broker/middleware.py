@@ -133,8 +133,7 @@ class SecurityMiddleware(TaskiqMiddleware):
                 self._install()  # the formatter was replaced, or a refusal needs our dependency overrides
             if delivery.admitted is None:
                 await self._arrival_decider.refuse(message, delivery)
-            if self.security.run_events.watched:
-                run_events.decided(self.security, message, delivery)
+            run_events.decided(self.security, message, delivery)
         else:
             delivery = Delivery(self.broker, message.task_id, message.task_name)
             delivery.admitted = ANONYMOUS
@@ -147,8 +146,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         delivery = deliveries.current.get()
         if delivery is not None:
             delivery.executed = True
-            if self.security.run_events.watched:
-                run_events.failed(self.security, message, delivery, exception)
+            run_events.failed(self.security, message, delivery, exception)
 
     async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         """Tell that the function has returned; give a refused message its result."""
@@ -158,7 +156,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         delivery.executed = delivery.finished = True
         if delivery.refusal is not None:
             await refusal.settle(message, delivery, result)
-        elif self.security.run_events.watched and not result.is_err:
+        elif not result.is_err:
             run_events.completed(self.security, message, delivery)
         if not delivery.kept:  # nor acked, so that nothing can be lost any more that a copy would bring back
             self._replays.note(delivery)

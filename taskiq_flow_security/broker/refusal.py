@@ -102,8 +102,7 @@ class DependencyOverrides(UserDict[Any, Any]):
         self.data = overrides  # type: ignore[assignment]  # it is a dict where the user has given one
 
     def __bool__(self) -> bool:
-        delivery = deliveries.current.get()
-        return bool(self.data) or (delivery is not None and delivery.refusal is not None)
+        return bool(self.data) or _refusal() is not None
 
     def __contains__(self, dependency: object) -> bool:
         if _refusal() is None:

@@ -29,7 +29,8 @@ def _harmless(tell: Callable[Concatenate[FlowSecurity, P], None]) -> Callable[Co
     @wraps(tell)
     def tell_if_possible(security: FlowSecurity, /, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            tell(security, *args, **kwargs)
+            if security.run_events.watched:
+                tell(security, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 (the task matters more)
             _losses.add(type(error).__name__)
 

@@ -67,7 +67,7 @@ class Signer:
         payload = cleared.envelope.payload(message)
         text, signature = security.messages.sign(payload, now, now + cleared.time_to_live)
         # No rotation to note: what is remembered ends with the key that has signed before.
-        labels = {**cleared.labels, PRINCIPAL_LABEL: token.text, SIGNATURE_LABEL: text}
+        labels = {**cleared.likeness.labels, PRINCIPAL_LABEL: token.text, SIGNATURE_LABEL: text}
         self._tell(message, cleared.actor, token, signature, labels.get(PIPELINE_LABEL), cleared.decision)
         return BrokerMessage(
             task_id=message.task_id,
@@ -148,8 +148,7 @@ class Signer:
                 pipeline=pipeline,
                 decision=decision,
             )
-        if security.run_events.watched:
-            run_events.enqueued(security, message, pipeline, token)
+        run_events.enqueued(security, message, pipeline, token)
 
 
 def _event(actor: Acting, signature: MessageSignature) -> EventName:

@@ -9,7 +9,7 @@ import binascii
 from binascii import a2b_base64, b2a_base64
 from typing import NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
@@ -55,13 +55,18 @@ def encode_segment(data: bytes) -> bytes:
 
 def decode_segment(segment: bytes) -> bytes:
     """The inverse of `encode_segment`, which must be exact: no padding, no other spelling of the same bytes."""
-    try:
-        data = a2b_base64(segment.translate(_STANDARD) + b"==")
-    except binascii.Error:
-        raise malformed() from None
-    if b2a_base64(data, newline=False).translate(_URL_SAFE, b"=") != segment:
+    data = decode_any(segment)
+    if encode_segment(data) != segment:
         raise malformed()
     return data
+
+
+def decode_any(segment: bytes) -> bytes:
+    """As `decode_segment`, for a segment that is signed as it is spelled, so that any spelling will do."""
+    try:
+        return a2b_base64(segment.translate(_STANDARD) + b"==")
+    except binascii.Error:
+        raise malformed() from None
 
 
 def parse(token: object) -> Jws:
@@ -80,10 +85,8 @@ def parse(token: object) -> Jws:
 def read_header(jws: Jws, kind: type[H], typ: str) -> H:
     """The header of a token that must be of this kind."""
     try:
-        # Signed as it is spelled, so that any spelling will do. This is the quickest way into a model.
-        text = a2b_base64(jws.protected.translate(_STANDARD) + b"==")
-        header: H = kind.__pydantic_validator__.validate_json(text)
-    except ValueError:  # no base64, or not of this kind
+        header: H = kind.__pydantic_validator__.validate_json(decode_any(jws.protected))  # the quickest way in
+    except ValidationError:
         raise malformed() from None
     if header.typ != typ:
         raise AuthenticationError(Reason.WRONG_TYPE, f"Not a token of the type {typ}.")
@@ -100,7 +103,7 @@ def verify(jws: Jws, alg: object, payload: bytes, key: Key) -> None:
 
 def sign(key: Key, protected: bytes, payload: bytes) -> bytes:
     """The signature segment over a header segment and a payload as it is to be signed."""
-    return b2a_base64(key.sign(protected + b"." + payload), newline=False).translate(_URL_SAFE, b"=")
+    return encode_segment(key.sign(protected + b"." + payload))
 
 
 def malformed() -> AuthenticationError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from taskiq import Context, TaskiqDepends, TaskiqMiddleware
@@ -201,6 +202,21 @@ async def test_a_kick_through_a_replaced_formatter_leaves_nobody_acting(process:
     await process.genuine()
     assert acting.current() is None
     assert deliveries.current.get() is None
+
+
+async def test_a_replaced_listen_hands_over_messages_that_are_known_to_be_kept(process: Process) -> None:
+    await process.broker.startup()
+    process.broker.listen = partial(Queue.listen, process.broker)  # type: ignore[method-assign]
+    message = await process.genuine()
+    kept: list[bool] = []
+
+    def on_ack() -> None:
+        delivery = deliveries.current.get()
+        assert delivery is not None
+        kept.append(delivery.kept)
+
+    await process.broker.deliver(message, on_ack=on_ack)
+    assert kept == [True]
 
 
 async def test_a_replaced_serializer_lets_no_forged_message_run(process: Process) -> None:

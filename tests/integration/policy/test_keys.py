@@ -154,4 +154,4 @@ class _NewerProgram(PolicyDocument):
 
 def _header(signed: bytes | None) -> bytes:
     assert signed is not None
-    return jws.decode_segment(signed.partition(b".")[0])
+    return jws.decode_any(signed.partition(b".")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -253,3 +254,14 @@ async def test_rules_name_full_paths_also_below_mounts() -> None:
     assert (await request(mounted, "GET", "/sub/things/a")).status == 200
     assert table.find("GET", "/sub/things/a") is not None
     assert table.find("GET", "/things/a") is None
+
+
+def test_a_rule_may_carry_what_cannot_be_hashed() -> None:
+    @dataclass(frozen=True)
+    class Tagged(Rule):
+        tags: list[str] = field(default_factory=list)
+
+    rule = Tagged("GET", "/list", "list", tags=["x"])
+    match = RuleTable((rule,)).find("GET", "/list")
+    assert match is not None
+    assert match.rule is rule
