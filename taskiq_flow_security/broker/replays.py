@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 
 from taskiq.abc.broker import AsyncBroker
 from taskiq.message import TaskiqMessage
@@ -50,7 +51,7 @@ class Replays:
         self._security = security
         self._own = None if stores is None else stores.own
         self._shared = None if stores is None or broadcast else stores.shared
-        self._noting: set[asyncio.Future[None]] = set()
+        self._noting: set[asyncio.Future[object]] = set()
         """What is being noted in the background; an event loop alone does not hold it."""
 
     def check_tasks(self, broker: AsyncBroker) -> None:
@@ -66,7 +67,7 @@ class Replays:
 
     async def close(self) -> None:
         """Let what is under way be noted, then let go of connections."""
-        if self._noting:
+        while self._noting:
             await asyncio.wait(self._noting)
         if self._shared is not None:
             await self._shared.close()
@@ -117,9 +118,19 @@ class Replays:
     def note(self, delivery: Delivery) -> None:
         """As `complete`, in the background."""
         if self._note_here(delivery) and self._shared is not None:
-            noting = asyncio.ensure_future(self._complete(self._shared, delivery, _signature(delivery)))
-            self._noting.add(noting)
-            noting.add_done_callback(self._noting.discard)
+            self._await_noted(self._shared, delivery, self._shared.complete(_signature(delivery)))
+
+    def _await_noted(self, shared: SharedReplays, delivery: Delivery, note: Awaitable[object]) -> None:
+        """Let a note be made in the background and, if it cannot be made now, go on trying."""
+
+        def noted(noting: asyncio.Future[object]) -> None:
+            self._noting.discard(noting)
+            if not noting.cancelled() and isinstance(noting.exception(), BackendUnavailableError):
+                self._await_noted(shared, delivery, self._complete(shared, delivery, _signature(delivery)))
+
+        noting = asyncio.ensure_future(note)
+        self._noting.add(noting)
+        noting.add_done_callback(noted)
 
     def _note_here(self, delivery: Delivery) -> bool:
         """Note in this process that a message has completed, if it was let run; whether it was."""
@@ -133,7 +144,8 @@ class Replays:
         pause = _FIRST_PAUSE
         while True:
             try:
-                return await shared.complete(signature)
+                await shared.complete(signature)
+                return None
             except BackendUnavailableError:
                 # What is claimed needs no more than that to stay what it is.
                 if delivery.ended is None or self._runs_unchecked(delivery) or _at_most_once(delivery.task):

@@ -21,6 +21,9 @@ from taskiq_flow_security.security import FlowSecurity
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
+_ALLOW = Outcome.ALLOW
+_TASK_ENQUEUED, _TASK_DELEGATED = EventName.TASK_ENQUEUED, EventName.TASK_DELEGATED
+
 
 class Signer:
     """Signs the messages that one broker sends."""
@@ -137,7 +140,7 @@ class Signer:
     ) -> None:
         """Record what is about to be sent, and tell who watches."""
         security = self._security
-        if security.audit.records(Outcome.ALLOW):
+        if security.audit.records(_ALLOW):
             record_allowed(
                 security,
                 _event(actor, signature),
@@ -155,4 +158,4 @@ def _event(actor: Acting, signature: MessageSignature) -> EventName:
     """What it is that is sent."""
     if actor.schedule is not None:
         return EventName.SCHEDULE_FIRED
-    return EventName.TASK_DELEGATED if signature.delegation.actors != actor.actors else EventName.TASK_ENQUEUED
+    return _TASK_DELEGATED if signature.delegation.actors != actor.actors else _TASK_ENQUEUED

@@ -21,6 +21,10 @@ from taskiq_flow_security.tokens.message_signature import MessageSignature
 
 _logger = logging.getLogger(__name__)
 
+_ALLOW = Outcome.ALLOW  # before Python 3.12, to look a member up runs a function
+_EXECUTE = Permission.EXECUTE
+_TASK_AUTHZ_ALLOW = EventName.TASK_AUTHZ_ALLOW
+
 
 def record_allowed(
     security: FlowSecurity,
@@ -39,14 +43,14 @@ def record_allowed(
         AuditEvent(
             event=event,
             time=security.clock(),
-            outcome=Outcome.ALLOW,
+            outcome=_ALLOW,
             reason=None if decision is None else decision.reason,
             rule=None if decision is None else decision.rule,
             policy_hash=security.policy.hash,
             sub=principal.subject,
             roles=principal.roles,
             pipeline=pipeline,
-            permission=Permission.EXECUTE,
+            permission=_EXECUTE,
             task=message.task_name,
             task_id=message.task_id,
             txn=txn,
@@ -59,14 +63,14 @@ def record_allowed(
 
 def record_arrival_allowed(security: FlowSecurity, message: TaskiqMessage, delivery: Delivery) -> None:
     """As `record_allowed`, for a message that has arrived and was decided about."""
-    if not security.audit.records(Outcome.ALLOW):
+    if not security.audit.records(_ALLOW):
         return
     assert delivery.principal is not None  # or it could not be allowed
     assert delivery.token is not None
     assert delivery.signature is not None
     record_allowed(
         security,
-        EventName.TASK_AUTHZ_ALLOW,
+        _TASK_AUTHZ_ALLOW,
         message,
         delivery.principal,
         txn=delivery.token.txn,
@@ -128,7 +132,7 @@ def record_denied(
                 sub=None if principal is None else principal.subject,
                 roles=frozenset() if principal is None else principal.roles,
                 pipeline=None if request is None else request.pipeline,
-                permission=Permission.EXECUTE,
+                permission=_EXECUTE,
                 task=message.task_name,
                 task_id=message.task_id,
                 txn=txn,

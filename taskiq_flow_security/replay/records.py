@@ -6,6 +6,7 @@ it. A retry or requeue is signed anew, and is another message.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from enum import Enum
 from typing import Protocol
 
@@ -22,16 +23,16 @@ class Progress(Enum):
 class SharedReplays(Protocol):
     """What processes remember together. Each operation raises `BackendUnavailableError` if it is not possible now."""
 
-    async def progress(self, message: MessageSignature) -> Progress | None:
+    def progress(self, message: MessageSignature) -> Awaitable[Progress | None]:
         """How far the message has come; ``None`` if nothing is known of it."""
 
-    async def claim(self, message: MessageSignature, claimant: str) -> Progress | None:
+    def claim(self, message: MessageSignature, claimant: str) -> Awaitable[Progress | None]:
         """Note that the message starts, if nothing is known of it; else how far it has come.
 
         One claimant gets it, whoever tries at the same moment; and gets it again, in case the answer was lost.
         """
 
-    async def complete(self, message: MessageSignature) -> None:
+    def complete(self, message: MessageSignature) -> Awaitable[object]:
         """Note that the message has completed."""
 
     async def close(self) -> None:

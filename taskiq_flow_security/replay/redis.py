@@ -69,17 +69,17 @@ class RedisReplays:
         self._prefixes: dict[str, str] = {}
         self._trips: dict[asyncio.AbstractEventLoop, _Trips] = {}
 
-    async def progress(self, message: MessageSignature) -> Progress | None:
+    def progress(self, message: MessageSignature) -> asyncio.Future[Progress | None]:
         """As `SharedReplays`."""
-        return await self._exchange(message, "")
+        return self._exchange(message, "")
 
-    async def claim(self, message: MessageSignature, claimant: str) -> Progress | None:
+    def claim(self, message: MessageSignature, claimant: str) -> asyncio.Future[Progress | None]:
         """As `SharedReplays`."""
-        return await self._exchange(message, claimant)
+        return self._exchange(message, claimant)
 
-    async def complete(self, message: MessageSignature) -> None:
+    def complete(self, message: MessageSignature) -> asyncio.Future[Progress | None]:
         """As `SharedReplays`."""
-        await self._exchange(message, _COMPLETED)
+        return self._exchange(message, _COMPLETED)
 
     async def close(self) -> None:
         """Let go of the connection of this event loop."""

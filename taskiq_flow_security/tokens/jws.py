@@ -15,9 +15,6 @@ from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.tokens.keys import Key
 
-_URL_SAFE = bytes.maketrans(b"+/", b"-_")
-_STANDARD = bytes.maketrans(b"-_", b"+/")
-
 MAX_BYTES = 8192
 """Longer tokens are refused before anything is decoded."""
 
@@ -50,7 +47,7 @@ H = TypeVar("H", bound=JwsHeader)
 
 def encode_segment(data: bytes) -> bytes:
     """base64url without padding (RFC 7515 section 2)."""
-    return b2a_base64(data, newline=False).translate(_URL_SAFE, b"=")
+    return b2a_base64(data, newline=False).rstrip(b"=").replace(b"+", b"-").replace(b"/", b"_")
 
 
 def decode_segment(segment: bytes) -> bytes:
@@ -64,7 +61,7 @@ def decode_segment(segment: bytes) -> bytes:
 def decode_any(segment: bytes) -> bytes:
     """As `decode_segment`, for a segment that is signed as it is spelled, so that any spelling will do."""
     try:
-        return a2b_base64(segment.translate(_STANDARD) + b"==")
+        return a2b_base64(segment.replace(b"-", b"+").replace(b"_", b"/") + b"==")
     except binascii.Error:
         raise malformed() from None
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pydantic_core import to_json
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.losses import Losses
@@ -38,7 +39,9 @@ class _Batch(NamedTuple):
 
 
 class Publisher:
-    """Sends what it is given, in that order. Where Redis is away, `buffer` events wait, and go on when it is back."""
+    """Sends what it is given, in that order, if anybody listens then. Where Redis is away, `buffer` events wait, and go
+    on when it is back.
+    """
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class Publisher:
             while True:
                 events = [self._waiting.popleft() for _ in range(min(len(self._waiting), _AT_ONCE))]
                 if events:
-                    await self._send(list(self._batches(events)))
+                    await self._send(events)
                     await asyncio.sleep(_GATHER_SECONDS)
                     continue
                 self._awake = False  # from here on, `put` wakes; what it has put before that is seen now
@@ -107,23 +110,37 @@ class Publisher:
         finally:
             self._awake = False
 
-    async def _send(self, batches: list[_Batch]) -> None:
-        """Send these, however long Redis is away. One that arrives twice is ignored by its number."""
+    async def _send(self, events: list[RunEvent]) -> None:
+        """Send these, however long Redis is away. A batch that arrives twice is ignored by its number."""
+        batches: list[_Batch] | None = None
         pause = _FIRST_PAUSE
         try:
             while True:
                 try:
-                    await self._send_once(batches)
+                    if batches is None:
+                        events = await self._wanted(events)
+                        batches = list(self._batches(events))
+                    if batches:
+                        await self._send_once(batches)
                     return
                 except UNAVAILABLE:
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, _LAST_PAUSE)
         except asyncio.CancelledError:
-            self._drop(batches, "they were not sent before the end")
+            self._losses.add("they were not sent before the end", len(events))
             raise
         except Exception:
             _logger.exception("Run events cannot be sent because of an unexpected error.")
-            self._drop(batches, "an unexpected error")
+            self._losses.add("an unexpected error", len(events))
+
+    async def _wanted(self, events: list[RunEvent]) -> list[RunEvent]:
+        """Those that anybody listens for: to ask takes less time than to sign them."""
+        channels = {event.pipeline_id: self._names.channel(event.pipeline_id) for event in events}
+        try:
+            listeners = dict(await self._client.pubsub_numsub(*channels.values()))
+        except ResponseError:  # Redis may be told not to say
+            return events
+        return [event for event in events if listeners.get(channels[event.pipeline_id].encode())]
 
     async def _send_once(self, batches: list[_Batch]) -> None:
         now = self._clock()
@@ -161,6 +178,3 @@ class Publisher:
     def _number(self, events: list[RunEvent]) -> _Batch:
         self._last_number += 1
         return _Batch(events[0].pipeline_id, events, self._last_number)
-
-    def _drop(self, batches: list[_Batch], why: str) -> None:
-        self._losses.add(why, sum(len(batch.events) for batch in batches))

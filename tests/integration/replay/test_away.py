@@ -113,6 +113,40 @@ async def test_what_completes_meanwhile_is_acked_when_that_is_noted(
     assert len(worker.ran) == 1
 
 
+async def test_what_no_broker_keeps_is_noted_in_the_background_as_soon_as_the_store_is_back(
+    worker: Process, other: Process, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @worker.broker.task("stops", pipeline="data")
+    async def stops() -> int:
+        server.stop()
+        worker.ran.append(("stops", None))
+        return 7
+
+    stores, attempts = worker.security.replays, 0
+    assert stores is not None
+    assert stores.shared is not None
+    complete = stores.shared.complete
+
+    def count(signature: MessageSignature) -> Awaitable[object]:
+        nonlocal attempts
+        attempts += 1
+        return complete(signature)
+
+    monkeypatch.setattr(stores.shared, "complete", count)
+    message = await worker.kick(stops)
+    worker.broker.arriving.append(message)
+    listening = worker.broker.listen()
+    await asyncio.wait_for(worker.broker.receiver.callback(await anext(listening)), SECONDS)
+    await until(lambda: attempts >= 2)  # the first one has failed
+    server.start()
+    with Redis.from_url(server.url) as redis:
+        await until(lambda: bool(redis.keys("*:message:*")))
+    other.broker.task("stops", pipeline="data")(stops.original_func)
+    assert await other.broker.deliver(message) == Outcome(acks=1, stored={})
+    assert len(worker.ran) == 1
+    await listening.aclose()
+
+
 async def test_what_has_completed_is_acked_where_the_worker_ends_before_that_can_be_noted(
     worker: Process, server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:

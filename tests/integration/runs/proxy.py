@@ -22,6 +22,7 @@ class Proxy:
         self._flows = asyncio.Event()
         self._flows.set()
         self._answers = True
+        self._since: bytes | None = None
 
     @property
     def url(self) -> str:
@@ -58,14 +59,14 @@ class Proxy:
         self._flows = asyncio.Event()
         self._flows.set()
 
-    def drop_answers(self) -> None:
-        """Forward only what is said to Redis."""
-        self._answers = False
+    def drop_answers(self, *, since: bytes | None = None) -> None:
+        """Forward only what is said to Redis, from now on or from this command on."""
+        self._answers, self._since = since is not None, since
 
     def thaw(self) -> None:
         """Go on forwarding."""
         self._flows.set()
-        self._answers = True
+        self._answers, self._since = True, None
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = asyncio.current_task()
@@ -92,6 +93,8 @@ class Proxy:
     ) -> None:
         while data := await source.read(65536):
             await flows.wait()
+            if not answers and self._since is not None and self._since in data:
+                self._answers = False
             if answers and not self._answers:
                 continue
             target.write(data)

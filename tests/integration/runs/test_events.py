@@ -11,6 +11,7 @@ import sys
 import threading
 from itertools import count
 from time import perf_counter
+from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
@@ -161,13 +162,44 @@ async def test_a_subscription_made_while_redis_is_away_begins_when_it_is_back(
         await resumed(there.run_events, here.run_events)
 
 
+async def test_what_nobody_listens_for_is_not_sent(deployment: Deployment, redis: Redis) -> None:
+    there, here = deployment.process(), deployment.process()
+    async with redis.monitor() as commands, here.run_events.subscribe("data") as subscription:
+        there.run_events.publish(event(0, "elsewhere"))
+        there.run_events.publish(event(1))
+        assert await take(subscription, 1) == [event(1)]
+        seen: list[str] = []
+        while not seen or not seen[-1].startswith("PUBLISH "):
+            command = (await commands.next_command())["command"]
+            if deployment.environment in command:
+                seen.append(command)
+    assert any("elsewhere" in command for command in seen)  # it was asked for
+    assert [command for command in seen if command.startswith("PUBLISH ") and "elsewhere" in command] == []
+
+
+async def test_events_are_sent_where_redis_does_not_say_who_listens(deployment: Deployment, redis: Redis) -> None:
+    await redis.acl_setuser(
+        deployment.environment, enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all", "-pubsub"]
+    )
+    try:
+        address = urlsplit(REDIS_URL)
+        there = deployment.process(
+            address._replace(netloc=f"{deployment.environment}:any@{address.netloc.rpartition('@')[2]}").geturl()
+        )
+        async with deployment.process().run_events.subscribe("data") as subscription:
+            there.run_events.publish(event(0))
+            assert await take(subscription, 1) == [event(0)]
+    finally:
+        await redis.acl_deluser(deployment.environment)
+
+
 async def test_what_was_sent_but_not_confirmed_is_not_seen_twice(deployment: Deployment, proxy: Proxy) -> None:
     there, here = deployment.process(proxy.url), deployment.process()
     async with here.run_events.subscribe("data") as subscription:
         there.run_events.publish(event(0))
         assert await take(subscription, 1) == [event(0)]
         await there.run_events.flush()  # until that is confirmed, which it may not be yet
-        proxy.drop_answers()
+        proxy.drop_answers(since=b"PUBLISH")
         there.run_events.publish(event(1))
         assert await take(subscription, 1) == [event(1)]
         await proxy.close()
