@@ -10,11 +10,24 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from taskiq import AsyncBroker
+from taskiq_flow import pipeline_task
 
-from taskiq_flow_security import TaskiqFlowConfig
+from taskiq_flow_security import FlowSecurity, Principal, TaskiqFlowConfig
 from taskiq_flow_security.audit.fields import FIELDS
+from taskiq_flow_security.core.events import AuditEvent
+from tests.services import REDIS_URL, require
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -75,6 +88,92 @@ def test_a_snippet_of_the_readme_imports_every_class_that_it_uses_and_the_start_
         names = [node for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Name)]
         classes = {node.id for node in names if node.id[0].isupper()} - {"MySink"}
         assert classes <= imported(start) | imported(snippet), snippet
+
+
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS[1:], ids=lambda snippet: snippet.split()[0] + "-" + snippet.split()[1])
+async def test_a_snippet_of_the_readme_runs_after_the_start(
+    snippet: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if "redis://" in snippet:
+        require("redis")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TASKIQ_FLOW_JWT_SECRET", "x" * 32)
+    monkeypatch.setenv("TASKIQ_FLOW_PIPELINE_ACLS", '{"data-pipeline": {"execute": ["processor"]}}')
+    monkeypatch.setenv("TASKIQ_FLOW_REQUIRE_HTTPS", "false")
+    monkeypatch.setenv("TASKIQ_FLOW_SERVICES", '{"nightly": {"roles": ["processor"]}}')
+    module = ModuleType("readme")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    names: dict[str, Any] = vars(module)
+    exec(SNIPPETS[0], names)  # noqa: S102 (it is our own)
+    names |= what_snippets_take_for_granted(names["security"], names["broker"])
+    private, public = pem_pair()
+    for shown, meant in (
+        ("-----BEGIN PRIVATE KEY-----...", private),
+        ("-----BEGIN PUBLIC KEY-----...", public),
+        ("redis://localhost", REDIS_URL),
+    ):
+        snippet = snippet.replace(f'"{shown}"', repr(meant))
+    with names["security"].acting_as(names["principal"]):
+        code = compile(snippet, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        awaited = eval(code, names)  # noqa: S307 (as above)
+        if awaited is not None:
+            await awaited
+    if "signing_keys" in names:
+        FlowSecurity(TaskiqFlowConfig(signing_keys=names["signing_keys"]))
+    if "Rule" in names:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(names["app"]), base_url="https://api") as client:
+            assert (await client.get("/health")).status_code == 200
+    if "source" in names:
+        [made] = await names["source"].get_schedules()
+        await names["source"].delete_schedule(made.schedule_id)
+        await names["source"].shutdown()
+
+
+def what_snippets_take_for_granted(security: FlowSecurity, broker: AsyncBroker) -> dict[str, object]:
+    """What a reader has who has read as far as a snippet, by name."""
+
+    class MySink:
+        def write(self, event: AuditEvent) -> None: ...
+
+        def flush(self) -> None: ...
+
+    @pipeline_task(output="audio")
+    def load(path: str) -> str:
+        return path
+
+    @pipeline_task(output="features", inputs=["audio"])
+    def extract(audio: str) -> int:
+        return len(audio)
+
+    def count(number: int) -> list[int]:
+        return list(range(number))
+
+    def square(number: int) -> int:
+        return number**2
+
+    def health(_: Request) -> Response:
+        return Response()
+
+    return {
+        "principal": Principal("alice", roles=["processor"]),
+        "admin": Principal("root", permissions=["admin"]),
+        "rows": [1, 2, 3],
+        "config": security.config,
+        "app": Starlette(routes=[Route("/health", health)]),
+        "MySink": MySink,
+        **{step.__name__: broker.task(step) for step in (load, extract, count, square)},
+    }
+
+
+def pem_pair() -> tuple[str, str]:
+    """A private and a public key."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return private.decode(), public.decode()
 
 
 def imported(program: str) -> set[str]:
