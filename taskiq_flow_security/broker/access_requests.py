@@ -14,7 +14,7 @@ from taskiq_dependencies.dependency import Dependency
 from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.guard import guard_of
 from taskiq_flow_security.broker.wire import PIPELINE_LABEL, read_label
-from taskiq_flow_security.core.guard import Arguments
+from taskiq_flow_security.core.guard import Arguments, Guard
 from taskiq_flow_security.core.policy import AccessRequest, Decision, is_pipeline_name
 from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
@@ -35,10 +35,8 @@ def access_request(message: TaskiqMessage, task: Task | None) -> AccessRequest:
             "The message gives an argument that the worker is to resolve as a dependency: its caller, a context, a "
             "connection; leave it out.",
         )
-    if task is None:
-        return AccessRequest(_EXECUTE, pipeline, message.task_name)
-    guard = guard_of(task.original_func)
-    if guard is None or guard.predicate is None:
+    guard = registered_guard(task)
+    if task is None or guard is None or guard.predicate is None:
         return AccessRequest(_EXECUTE, pipeline, message.task_name, guard)
     return AccessRequest(_EXECUTE, pipeline, message.task_name, guard, _arguments(message, task))
 
@@ -62,6 +60,11 @@ def registered_pipeline(task: Task | None) -> str | None:
     """The pipeline that a task belongs to by registration; of a member of a string enum, that is its value."""
     pipeline = None if task is None else task.labels.get(PIPELINE_LABEL)
     return str.__str__(pipeline) if isinstance(pipeline, str) else pipeline
+
+
+def registered_guard(task: Task | None) -> Guard | None:
+    """What a task asks on top of the policy, if it does."""
+    return None if task is None else guard_of(task.original_func)
 
 
 def check_pipeline(task: Task) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.acting import Acting
-from taskiq_flow_security.broker.access_requests import gives_dependency, registered_pipeline
+from taskiq_flow_security.broker.access_requests import gives_dependency, registered_guard, registered_pipeline
 from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.envelope import Envelope
 from taskiq_flow_security.core.policy import AccessRequest, Decision
@@ -35,12 +35,15 @@ class Likeness:
         return cls(message.task_name, message.labels.copy(), None if types is None else types.copy())
 
     def is_of(self, message: TaskiqMessage) -> bool:
-        """Whether a message is like these."""
-        return (
-            message.labels == self.labels
-            and message.labels_types == self.labels_types
-            and message.task_name == self.task_name
-        )
+        """Whether a message is like these. What cannot be compared is not: other middlewares may put anything there."""
+        try:
+            return bool(
+                message.labels == self.labels
+                and message.labels_types == self.labels_types
+                and message.task_name == self.task_name
+            )
+        except Exception:  # noqa: BLE001 (of other people's objects)
+            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class Answers(Generic[A]):
             or self._clock() >= answer.until
             or task is not answer.task
             or registered_pipeline(task) != answer.pipeline
+            or registered_guard(task) is not answer.request.guard
             or not answer.likeness.is_of(message)
             or gives_dependency(message, task)
         ):

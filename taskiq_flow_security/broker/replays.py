@@ -9,9 +9,9 @@ from collections.abc import Awaitable
 from taskiq.abc.broker import AsyncBroker
 from taskiq.message import TaskiqMessage
 
+from taskiq_flow_security.broker.access_requests import registered_guard
 from taskiq_flow_security.broker.arrivals import ended_within
 from taskiq_flow_security.broker.delivery import Delivery, Task
-from taskiq_flow_security.broker.guard import guard_of
 from taskiq_flow_security.broker.task_events import record_arrival_denied
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import (
@@ -192,7 +192,7 @@ class Replays:
 
 
 def _at_most_once(task: Task | None) -> bool:
-    guard = None if task is None else guard_of(task.original_func)
+    guard = registered_guard(task)
     return guard is not None and guard.at_most_once
 
 

@@ -42,8 +42,11 @@ class Signer:
         if (cleared := Kick.cleared(self._kick_decider, message)) is not None and signed_json.is_sent_by(inner):
             try:
                 return self._sign_alike(message, cleared)
-            except (UnsignableMessageError, AuthenticationError):
-                pass  # what keeps it from being signed is said where it stands alone
+            except (UnsignableMessageError, AuthenticationError) as error:
+                kick = Kick.resume(self._kick_decider, message, None)
+                kick.stand_alone()
+                self._give_up(kick, error)  # not tried again: what is iterated over has nothing left by now
+                return None
         given, _ = wire.take_credentials(message)
         if not self._security.enabled:
             return None
@@ -54,14 +57,18 @@ class Signer:
         try:
             return self._sign(kick, inner)
         except (UnsignableMessageError, AuthenticationError) as error:
-            if not kick.recorded:
-                self._kick_decider.record_denied(kick, error)
-            if not self._security.monitoring:
-                raise
+            self._give_up(kick, error)
             return None
         finally:
             if SCHEDULE_LABEL in message.labels:
                 acting.fired(message.labels[SCHEDULE_LABEL])
+
+    def _give_up(self, kick: Kick, error: UnsignableMessageError | AuthenticationError) -> None:
+        """Record that a message cannot be signed, and raise that unless it is to be sent as it is."""
+        if not kick.recorded:
+            self._kick_decider.record_denied(kick, error)
+        if not self._security.monitoring:
+            raise error
 
     def _sign_alike(self, message: TaskiqMessage, cleared: Clearance) -> BrokerMessage:
         """Sign a message that differs in nothing but its id and its arguments from what was signed before."""

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 from datetime import datetime, timezone
 from enum import Enum
+from inspect import unwrap
 from typing import Any, ClassVar, NamedTuple
 from unittest.mock import patch
 
@@ -340,6 +341,15 @@ async def test_arguments_that_can_be_read_once_are_sent_each_time(process: Proce
         assert read(process.broker.take()).args == [[1, 2]]
 
 
+async def test_arguments_that_can_be_read_once_and_not_signed_are_never_sent(process: Process) -> None:
+    regular = Regular(process)
+    await regular.settles_in()
+    for _ in range(3):
+        with acting.scope(regular._actor), pytest.raises(SendTaskError) as refusal:
+            await process.clean.kiq(text for text in ("1", chr(0xD800)))
+        assert isinstance(refusal.value.__cause__, UnsignableMessageError)
+
+
 async def test_a_value_that_nobody_can_sign_is_the_same_error_each_time(process: Process) -> None:
     regular = Regular(process)
     for _ in range(5):
@@ -390,6 +400,49 @@ async def test_what_cannot_be_compared_is_decided_about_by_itself(new_process: N
     with pytest.raises(FlowSecurityError) as refusal:
         await regular.kick(labels={"note": "x"})
     assert refusal.value.reason == "internal_error"
+
+
+class Array:
+    """As one of numpy's: whether it equals anything has no one answer."""
+
+    def __eq__(self, other: object) -> Any:
+        return Array()
+
+    def __bool__(self) -> bool:
+        raise ValueError
+
+    def __str__(self) -> str:
+        return "an array"
+
+    __hash__ = None  # type: ignore[assignment]  # of what can be changed
+
+
+async def test_a_label_that_cannot_be_compared_denies_nothing_where_it_is_put_after_the_decision(
+    new_process: NewProcess,
+) -> None:
+    meddler = Meddler()
+    process = new_process(after=(meddler,))
+    regular = Regular(process)
+    await regular.settles_in(labels={"note": "x"})
+    meddler.do = lambda message: message.labels.update(note=Array())
+    assert read(await regular.kick(labels={"note": "x"})).labels["note"] == "an array"
+
+
+class Arrays(TaskiqMiddleware):
+    """Puts something else into each message before it runs."""
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        message.labels["note"] = Array()
+        return message
+
+
+async def test_a_label_that_cannot_be_compared_denies_nothing_where_it_is_put_before_the_decision(
+    new_process: NewProcess,
+) -> None:
+    process = new_process(before=(Arrays(),))
+    regular = Regular(process)
+    for _ in range(5):
+        await process.runs(await regular.kick())
 
 
 async def test_a_type_of_a_label_without_an_end_is_denied_at_the_kick(new_process: NewProcess) -> None:
@@ -510,6 +563,17 @@ async def test_a_task_that_has_moved_to_another_pipeline_is_decided_about_anew(p
         assert refusal.value.reason == ("pipeline_mismatch" if labels else "acl")
         assert (await process.broker.deliver(queued)).reason == "pipeline_mismatch"
         process.clean.labels["pipeline"] = "data"
+
+
+async def test_a_task_that_is_guarded_in_another_way_is_decided_about_anew(process: Process) -> None:
+    regular = Regular(process)
+    await regular.settles_in("guarded")
+    queued = await regular.kick("guarded")
+    process.guarded.original_func = guard(roles=["nobody"])(unwrap(process.guarded.original_func))
+    with pytest.raises(FlowSecurityError) as refusal:
+        await regular.kick("guarded")
+    assert refusal.value.reason == "guard"
+    assert (await process.broker.deliver(queued)).reason == "guard"
 
 
 async def test_a_task_that_is_registered_anew_is_decided_about_anew(process: Process) -> None:
