@@ -153,7 +153,8 @@ class RateLimits:
         items = _parse(hit.limit)
         if self._windows is None or len(items) > 1:
             return None
-        return partial(_hit_at_once, self._windows, items[0], hit)
+        [item] = items
+        return partial(_hit_at_once, self._windows, item.amount, item.get_expiry(), hit, item)
 
     async def hit_all(self, hits: Iterable[Hit]) -> None:
         """Count one use against several limits if all allow it. Raises as `hit`.
@@ -205,8 +206,8 @@ class RateLimits:
         return None if window.remaining > 0 else max(window.reset_time - time.time(), 0.0)
 
 
-def _hit_at_once(windows: MemoryWindows, item: RateLimitItem, hit: Hit) -> None:
-    retry_after = windows.hit(item.amount, item.get_expiry(), hit.identifiers)
+def _hit_at_once(windows: MemoryWindows, amount: int, seconds: int, hit: Hit, item: RateLimitItem) -> None:
+    retry_after = windows.hit(amount, seconds, hit.identifiers)
     if retry_after is not None:
         raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), hit.name)
 

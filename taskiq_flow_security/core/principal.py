@@ -152,7 +152,11 @@ class Principal:
 
     def in_transaction(self, txn: str | None) -> Principal:
         """The same principal, in another transaction."""
-        return self if txn == self.txn else self._but(txn=txn)
+        if txn == self.txn:
+            return self
+        other = self._copy()
+        other.__dict__["txn"] = txn
+        return other
 
     def with_roles(self, roles: Iterable[str]) -> Principal:
         """The same principal, with these roles in place of its own."""
@@ -183,10 +187,14 @@ class Principal:
 
     def _but(self, **changes: object) -> Principal:
         """A copy with other values in some fields. The values were checked when this one was made."""
+        other = self._copy()
+        other.__dict__.update(changes)
+        return other
+
+    def _copy(self) -> Principal:
+        """A copy, to be changed before anybody else has it."""
         other = object.__new__(Principal)
-        values = other.__dict__  # the dataclass is frozen
-        values.update(self.__dict__)
-        values.update(changes)
+        other.__dict__.update(self.__dict__)  # the dataclass is frozen
         return other
 
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from operator import itemgetter, methodcaller
 
 from taskiq_flow_security.http.asgi import Header, Message, Send
 
 _HSTS = b"strict-transport-security"
-
-_name = itemgetter(0)
-_lower = methodcaller("lower")
 
 _STARTS = frozenset({"http.response.start", "websocket.http.response.start"})
 
@@ -41,6 +37,9 @@ class Answer:
 
 def _with_hsts(message: Message, hsts: Header) -> Message:
     headers = list(message.get("headers", ()))  # which may be an iterator
-    if _HSTS not in map(_lower, map(_name, headers)):
+    for name, _ in headers:
+        if name.lower() == _HSTS:
+            break
+    else:
         headers.append(hsts)
     return {**message, "headers": headers}
