@@ -37,7 +37,7 @@ def fields_of(event: AuditEvent) -> dict[str, Any]:
     return fields
 
 
-def line_of(event: AuditEvent) -> bytes:
+def line_of(event: AuditEvent) -> str:
     """The fields that the event has, as a line of JSON."""
     name, time, outcome, *between, task_id, txn, jti, key_id, ip, change = event
     own = f'{{"time":"{_iso(time)}"'
@@ -51,7 +51,7 @@ def line_of(event: AuditEvent) -> bytes:
         own += f',"ip":{_quoted(_clean(ip))}'
     if change:
         own += f',"change":{_quoted(_clean(change, MAX_CHANGE_LENGTH))}'
-    return f"{own},{_SHARED[outcome](name, key_id, outcome, *between)}\n".encode()
+    return f"{own},{_SHARED[outcome](name, key_id, outcome, *between)}\n"
 
 
 @lru_cache(maxsize=1024)

@@ -101,7 +101,7 @@ class AuditFile:
                 self._file = opened
             self._write_rest()
             events = self._events.copy()
-            self._rest = b"".join(map(line_of, events))
+            self._rest = "".join(map(line_of, events)).encode()
             del self._events[: len(events)]
             self._write_rest()
         except OSError as error:
