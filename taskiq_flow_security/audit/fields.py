@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from functools import lru_cache
 from json.encoder import encode_basestring as _quoted
@@ -37,21 +37,32 @@ def fields_of(event: AuditEvent) -> dict[str, Any]:
     return fields
 
 
-def line_of(event: AuditEvent) -> str:
-    """The fields that the event has, as a line of JSON."""
-    name, time, outcome, *between, task_id, txn, jti, key_id, ip, change = event
-    own = f'{{"time":"{_iso(time)}"'
+def lines_of(events: Iterable[AuditEvent]) -> Iterator[str]:
+    """The fields that each event has, as a line of JSON."""
+    before, start = None, ""
+    for name, time, outcome, *between, task_id, txn, jti, key_id, ip, change in events:
+        own = time, txn, task_id, jti, ip, change
+        if own != before:  # the events of one request follow each other, and begin alike
+            before, start = own, _start(*own)
+        yield f"{start},{_SHARED[outcome](name, key_id, outcome, *between)}\n"
+
+
+def _start(
+    time: float, txn: str | None, task_id: str | None, jti: str | None, ip: str | None, change: str | None
+) -> str:
+    """What an event has of its own, as the start of a line."""
+    start = f'{{"time":"{_iso(time)}"'
     if txn:
-        own += f',"txn":{_quoted(_clean(txn))}'
+        start += f',"txn":{_quoted(_clean(txn))}'
     if task_id:
-        own += f',"task_id":{_quoted(_clean(task_id))}'
+        start += f',"task_id":{_quoted(_clean(task_id))}'
     if jti:
-        own += f',"jti":{_quoted(_clean(jti))}'
+        start += f',"jti":{_quoted(_clean(jti))}'
     if ip:
-        own += f',"ip":{_quoted(_clean(ip))}'
+        start += f',"ip":{_quoted(_clean(ip))}'
     if change:
-        own += f',"change":{_quoted(_clean(change, MAX_CHANGE_LENGTH))}'
-    return f"{own},{_SHARED[outcome](name, key_id, outcome, *between)}\n"
+        start += f',"change":{_quoted(_clean(change, MAX_CHANGE_LENGTH))}'
+    return start
 
 
 @lru_cache(maxsize=1024)

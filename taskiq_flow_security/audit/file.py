@@ -9,7 +9,7 @@ import threading
 import time
 from io import FileIO
 
-from taskiq_flow_security.audit.fields import line_of
+from taskiq_flow_security.audit.fields import lines_of
 from taskiq_flow_security.core.events import AuditEvent, Outcome
 from taskiq_flow_security.errors import ConfigurationError
 from taskiq_flow_security.losses import Losses
@@ -101,7 +101,7 @@ class AuditFile:
                 self._file = opened
             self._write_rest()
             events = self._events.copy()
-            self._rest = "".join(map(line_of, events)).encode()
+            self._rest = "".join(lines_of(events)).encode()
             del self._events[: len(events)]
             self._write_rest()
         except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from taskiq_flow_security.authentication import login_of
 from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
@@ -38,7 +38,8 @@ class _Recurrent:
         return _new(AuditEvent, (self._name, time, *self._before_txn, txn, *self._after_txn, ip, None))
 
 
-class _Precedent(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Precedent:
     """How a request was allowed, and what that depends on beside the API key, the match, and what is looked at each
     time.
     """
