@@ -44,6 +44,17 @@ class Client:
         return _network(self.address)
 
 
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    """Who is connected to this server, be it a client or a proxy."""
+
+    address: str
+    trusted: bool
+    """Whether it is a proxy whose headers count."""
+    clients: tuple[Client, Client]
+    """It as a client by itself: without encryption, and with it."""
+
+
 class TrustedProxies:
     """Reads ``X-Forwarded-For`` and ``X-Forwarded-Proto`` where they come from a proxy that is trusted.
 
@@ -56,29 +67,30 @@ class TrustedProxies:
         self._unix = UNIX_SOCKET in names
         self._networks = [ip_network(name) for name in names if name != UNIX_SOCKET]
         self._trusts = lru_cache(maxsize=4096)(self._look_up)
+        self._peer = lru_cache(maxsize=4096)(self._look_at)
         self._as_the_server = self._trusts(_LOOPBACK)
         self._has_warned = False
 
     def client(self, scope: Scope, headers: Headers) -> Client:
         """Who is at the other end of this connection. `headers` are those of the names above, at least."""
-        peer = scope.get("client")
-        address = _normal(peer[0]) if peer else UNIX_SOCKET
+        connected = scope.get("client")
+        peer = self._peer(connected[0] if connected else UNIX_SOCKET)
         secure = scope.get("scheme") in _SECURE
         forwarded, protocol = headers.get(FORWARDED_FOR), headers.get(FORWARDED_PROTO)
         if forwarded is None and protocol is None:
-            return _client(address, secure)
+            return peer.clients[secure]
         if not self._as_the_server:
-            rewritten = peer is not None and _rewritten(address, peer[1], _items(forwarded))
-            if rewritten or (secure and not self._trusts(address)):
+            rewritten = connected is not None and _rewritten(peer.address, connected[1], _items(forwarded))
+            if rewritten or (secure and not peer.trusted):
                 self._warn()
-                return Client(UNKNOWN if rewritten else address, secure=False)
-        if not self._trusts(address):
-            return _client(address, secure)
+                return Client(UNKNOWN if rewritten else peer.address, secure=False)
+        if not peer.trusted:
+            return peer.clients[secure]
         if protocol is not None:
             secure = protocol[-1].rpartition(b",")[2].strip().lower() in _SECURE_BYTES
-        if forwarded is not None:
-            address = self._outermost(address, forwarded)
-        return _client(address, secure)
+        if forwarded is None:
+            return peer.clients[secure]
+        return _client(self._outermost(peer.address, forwarded), secure)
 
     def _outermost(self, address: str, forwarded: list[bytes]) -> str:
         """The last address, read from the right, that somebody who is trusted has written."""
@@ -99,6 +111,11 @@ class TrustedProxies:
                 "the connection does not count as secure. Start uvicorn with --no-proxy-headers, and name your "
                 "proxies in trusted_proxies."
             )
+
+    def _look_at(self, host: str) -> _Peer:
+        address = _normal(host)
+        clients = Client(address, secure=False), Client(address, secure=True)
+        return _Peer(address, self._trusts(address), clients)
 
     def _look_up(self, address: str) -> bool:
         if address == UNIX_SOCKET:
@@ -140,7 +157,6 @@ def _parse(item: str) -> str | None:
         return None
 
 
-@lru_cache(maxsize=4096)
 def _normal(address: str) -> str:
     try:
         return str(_unmapped(ip_address(address)))

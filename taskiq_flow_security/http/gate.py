@@ -72,16 +72,16 @@ class Gate:
         except Exception as error:  # noqa: BLE001 (whatever it is, it is a reason to refuse, which is recorded)
             return Visit(_UNREADABLE, {}, b"", None, txn, error=error)
 
-    def entered(self, scope: Scope, visit: Visit, principal: Principal) -> acting.scope:
-        """Have the application know the principal, and act in its name inside the block that this is for.
+    def enter(self, scope: Scope, visit: Visit, principal: Principal) -> acting.Entered:
+        """Have the application know the principal, and act in its name until this is left (`acting.leave`).
 
         Nobody acts where everybody may come, unless nothing is refused anyway: then it is ``ANONYMOUS``.
         """
         scope.setdefault("state", {})["principal"] = principal  # of this request only (ASGI 3.0, "Lifespan State")
         security = self.security
         if principal is ANONYMOUS and security.enabled and not security.monitoring:
-            return acting.scope(None)
-        return acting.scope(Acting(principal, visit.txn, security))
+            return acting.become(None)
+        return acting.become(Acting(principal, visit.txn, security))
 
     def require_usable(self, visit: Visit) -> None:
         """Raise what kept a connection from being read, and `AccessDeniedError` for a plain one where the settings want
