@@ -154,7 +154,7 @@ class RateLimits:
         if self._windows is None or len(items) > 1:
             return None
         [item] = items
-        return partial(_hit_at_once, self._windows, item.amount, item.get_expiry(), hit, item)
+        return partial(_hit_at_once, self._windows, item, hit.name, item.amount, item.get_expiry(), hit.identifiers)
 
     async def hit_all(self, hits: Iterable[Hit]) -> None:
         """Count one use against several limits if all allow it. Raises as `hit`.
@@ -206,10 +206,17 @@ class RateLimits:
         return None if window.remaining > 0 else max(window.reset_time - time.time(), 0.0)
 
 
-def _hit_at_once(windows: MemoryWindows, amount: int, seconds: int, hit: Hit, item: RateLimitItem) -> None:
-    retry_after = windows.hit(amount, seconds, hit.identifiers)
+def _hit_at_once(
+    windows: MemoryWindows,
+    item: RateLimitItem,
+    name: str | None,
+    amount: int,
+    seconds: int,
+    identifiers: tuple[str, ...],
+) -> None:
+    retry_after = windows.hit(amount, seconds, identifiers)
     if retry_after is not None:
-        raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), hit.name)
+        raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), name)
 
 
 async def _all_of(answers: list[Awaitable[float | None]]) -> list[float | None]:

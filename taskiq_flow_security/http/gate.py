@@ -93,7 +93,7 @@ class Gate:
             raise AccessDeniedError(Reason.HTTPS_REQUIRED, "Use HTTPS or WSS; this connection is not encrypted.")
 
     async def credentials(self, visit: Visit) -> Credentials | None:
-        """The credential that came with a visit, if there is one. Counts the visit by its client if it is unusable.
+        """The credential that came with a handshake, if there is one. Counts it by its client if it is unusable.
 
         Raises as `find_credentials` and `RateLimits.hit`.
         """
@@ -132,12 +132,15 @@ class Gate:
         if visit.match is not None and visit.match.rule.public:
             await self.count(visit)
             return self.welcome(visit)
-        given = await self.credentials(visit)
-        if given is None:
+        try:
+            given = find_credentials(visit.headers, visit.query)
+            if given is None:
+                raise AuthenticationError(
+                    Reason.NO_CREDENTIALS, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
+                )
+        except AuthenticationError:
             await self.count(visit)
-            raise AuthenticationError(
-                Reason.NO_CREDENTIALS, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
-            )
+            raise
         principal = self._precedents.cover(visit, given)
         if principal is None:
             in_force = self.security.live.in_force
