@@ -18,8 +18,10 @@ from taskiq_flow_security import (
     AuthenticationError,
     RateLimitExceededError,
     SecurityMiddleware,
+    acting,
     current_principal,
 )
+from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.http import Rule
 from taskiq_flow_security.http.asgi import Receive, Scope, Send
 from tests.edge import ADMIN, VIEWER, Edge, bearer, connect, key
@@ -188,6 +190,25 @@ async def test_nothing_of_a_request_is_left_for_the_next_one_in_the_same_context
         await edge.get("/mine", headers)
         with pytest.raises(AuthenticationError):
             current_principal()
+
+
+async def test_where_security_is_off_nothing_of_a_request_is_left_either() -> None:
+    edge = Edge(settings={"security_enabled": False})
+    assert (await edge.get("/pipelines")).status == 200
+    with pytest.raises(AuthenticationError):
+        current_principal()
+
+
+async def test_nothing_of_a_websocket_is_left_for_what_its_server_does_next() -> None:
+    edge, left = Edge(), list[Acting | None]()
+
+    async def server(scope: Scope, receive: Receive, send: Send) -> None:
+        await edge.app(scope, receive, send)
+        left.append(acting.current())
+
+    async with connect(server, key()) as client:
+        await client.accepted()
+    assert left == [None]
 
 
 async def test_what_an_endpoint_leaves_in_the_state_of_its_request_an_outer_middleware_finds() -> None:

@@ -62,6 +62,14 @@ def test_each_line_has_the_fields_of_its_own_event(path: Path, make: Callable[..
     assert [line[field] for line in lines(path)] == expected * 2
 
 
+def test_each_line_has_the_time_of_its_own_event(path: Path) -> None:
+    file = AuditFile(path)
+    for second in (1.0, 2.0, 2.0, 1.0):
+        file.write(allowed(time=second))
+    file.flush()
+    assert [line["time"][17:19] for line in lines(path)] == ["01", "02", "02", "01"]
+
+
 def test_a_line_tells_a_change_to_its_end(path: Path) -> None:
     AuditFile(path, flush_interval=0).write(allowed(change="x" * 1000 + "the end", sub="x" * 1000))
     [line] = lines(path)
