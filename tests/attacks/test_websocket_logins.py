@@ -265,6 +265,19 @@ async def test_handshakes_without_credentials_have_a_limit_for_each_address() ->
         await client.accepted()
 
 
+@pytest.mark.parametrize("headers", [[*key(), *key()], [("authorization", "Basic x")]])
+async def test_handshakes_without_a_usable_credential_are_counted_by_their_address(headers: Any) -> None:
+    edge = Edge(settings={"rate_limits": {"websocket_connect": "2/minute"}})
+    reasons = []
+    for _ in range(3):
+        async with connect(edge.app, headers) as client:
+            reasons.append((await client.denial()).reason)
+    assert "rate_limit" not in reasons[:2]
+    assert reasons[2] == "rate_limit"
+    async with connect(edge.app, headers, client=PROXY) as client:
+        assert (await client.denial()).reason != "rate_limit"
+
+
 async def test_failed_logins_by_first_message_are_counted_with_those_over_http() -> None:
     edge = Edge(settings={"rate_limit_failed_logins": "2/minute"})
     for _ in range(2):
