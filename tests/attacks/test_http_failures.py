@@ -306,6 +306,18 @@ async def test_hsts_is_put_on_the_headers_of_an_answer_whatever_they_come_in() -
     assert {"set-cookie", "x-other", "strict-transport-security"} <= headers.keys()
 
 
+@pytest.mark.parametrize("name", ["strict-transport-security", "Strict-Transport-Security"])
+async def test_hsts_of_the_application_itself_stays_as_it_is(name: str) -> None:
+    async def mine(_: Request) -> JSONResponse:
+        answer = JSONResponse(1)
+        answer.raw_headers.append((name.encode(), b"max-age=1"))
+        return answer
+
+    edge = Edge(routes=[Route("/mine", mine)], rules=OPEN)
+    headers = (await edge.get("/mine", key())).headers
+    assert [value for header, value in headers.items() if header.lower() == name.lower()] == ["max-age=1"]
+
+
 async def test_hsts_is_on_a_handshake_that_is_denied() -> None:
     edge = Edge()
     async with connect(edge.app, key("wrong")) as client:
