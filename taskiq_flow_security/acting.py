@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from taskiq_flow_security.core.principal import Principal
@@ -49,14 +49,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
 current: Callable[[], Acting | None] = _acting.get
 """Who acts here, if anybody."""
 
-Entered = Token[Acting | None]
-"""What is to be left again."""
-
-become: Callable[[Acting | None], Entered] = _acting.set
+become: Callable[[Acting | None], object] = _acting.set
 """Act as this from here on, to the end of the current context. Prefer `scope`."""
-
-leave: Callable[[Entered], None] = _acting.reset
-"""Act as before."""
 
 
 def fire(acting: Acting | None) -> None:

@@ -153,8 +153,7 @@ class RateLimits:
         items = _parse(hit.limit)
         if self._windows is None or len(items) > 1:
             return None
-        [item] = items
-        return partial(_hit_at_once, self._windows, item, hit.name, item.amount, item.get_expiry(), hit.identifiers)
+        return partial(_hit_at_once, self._windows, items[0], hit)
 
     async def hit_all(self, hits: Iterable[Hit]) -> None:
         """Count one use against several limits if all allow it. Raises as `hit`.
@@ -206,17 +205,10 @@ class RateLimits:
         return None if window.remaining > 0 else max(window.reset_time - time.time(), 0.0)
 
 
-def _hit_at_once(
-    windows: MemoryWindows,
-    item: RateLimitItem,
-    name: str | None,
-    amount: int,
-    seconds: int,
-    identifiers: tuple[str, ...],
-) -> None:
-    retry_after = windows.hit(amount, seconds, identifiers)
+def _hit_at_once(windows: MemoryWindows, item: RateLimitItem, hit: Hit) -> None:
+    retry_after = windows.hit(item.amount, item.get_expiry(), hit.identifiers)
     if retry_after is not None:
-        raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), name)
+        raise RateLimitExceededError(retry_after, f"The limit is {item}.", str(item), hit.name)
 
 
 async def _all_of(answers: list[Awaitable[float | None]]) -> list[float | None]:

@@ -152,11 +152,7 @@ class Principal:
 
     def in_transaction(self, txn: str | None) -> Principal:
         """The same principal, in another transaction."""
-        if txn == self.txn:
-            return self
-        other = self._copy()
-        other.__dict__["txn"] = txn
-        return other
+        return self if txn == self.txn else self._but(txn=txn)
 
     def with_roles(self, roles: Iterable[str]) -> Principal:
         """The same principal, with these roles in place of its own."""
@@ -187,14 +183,10 @@ class Principal:
 
     def _but(self, **changes: object) -> Principal:
         """A copy with other values in some fields. The values were checked when this one was made."""
-        other = self._copy()
-        other.__dict__.update(changes)
-        return other
-
-    def _copy(self) -> Principal:
-        """A copy, to be changed before anybody else has it."""
         other = object.__new__(Principal)
-        other.__dict__.update(self.__dict__)  # the dataclass is frozen
+        values = other.__dict__  # the dataclass is frozen
+        values.update(self.__dict__)
+        values.update(changes)
         return other
 
 

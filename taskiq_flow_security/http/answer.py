@@ -37,9 +37,6 @@ class Answer:
 
 def _with_hsts(message: Message, hsts: Header) -> Message:
     headers = list(message.get("headers", ()))  # which may be an iterator
-    for name, _ in headers:
-        if name.lower() == _HSTS:
-            break
-    else:
+    if _HSTS not in [name.lower() for name, _ in headers]:
         headers.append(hsts)
     return {**message, "headers": headers}

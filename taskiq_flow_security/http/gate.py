@@ -72,16 +72,16 @@ class Gate:
         except Exception as error:  # noqa: BLE001 (whatever it is, it is a reason to refuse, which is recorded)
             return Visit(_UNREADABLE, {}, b"", None, txn, error=error)
 
-    def enter(self, scope: Scope, visit: Visit, principal: Principal) -> acting.Entered:
-        """Have the application know the principal, and act in its name until this is left (`acting.leave`).
+    def entered(self, scope: Scope, visit: Visit, principal: Principal) -> acting.scope:
+        """Have the application know the principal, and act in its name inside the block that this is for.
 
         Nobody acts where everybody may come, unless nothing is refused anyway: then it is ``ANONYMOUS``.
         """
         scope.setdefault("state", {})["principal"] = principal  # of this request only (ASGI 3.0, "Lifespan State")
         security = self.security
         if principal is ANONYMOUS and security.enabled and not security.monitoring:
-            return acting.become(None)
-        return acting.become(Acting(principal, visit.txn, security))
+            return acting.scope(None)
+        return acting.scope(Acting(principal, visit.txn, security))
 
     def require_usable(self, visit: Visit) -> None:
         """Raise what kept a connection from being read, and `AccessDeniedError` for a plain one where the settings want
@@ -93,7 +93,7 @@ class Gate:
             raise AccessDeniedError(Reason.HTTPS_REQUIRED, "Use HTTPS or WSS; this connection is not encrypted.")
 
     async def credentials(self, visit: Visit) -> Credentials | None:
-        """The credential that came with a handshake, if there is one. Counts it by its client if it is unusable.
+        """The credential that came with a visit, if there is one. Counts the visit by its client if it is unusable.
 
         Raises as `find_credentials` and `RateLimits.hit`.
         """
@@ -132,15 +132,12 @@ class Gate:
         if visit.match is not None and visit.match.rule.public:
             await self.count(visit)
             return self.welcome(visit)
-        try:
-            given = find_credentials(visit.headers, visit.query)
-            if given is None:
-                raise AuthenticationError(
-                    Reason.NO_CREDENTIALS, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
-                )
-        except AuthenticationError:
+        given = await self.credentials(visit)
+        if given is None:
             await self.count(visit)
-            raise
+            raise AuthenticationError(
+                Reason.NO_CREDENTIALS, "Send an API key in X-API-Key, or a token as Authorization: Bearer <token>."
+            )
         principal = self._precedents.cover(visit, given)
         if principal is None:
             in_force = self.security.live.in_force

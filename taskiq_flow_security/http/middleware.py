@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from taskiq_flow_security import acting
 from taskiq_flow_security.core.principal import ANONYMOUS
 from taskiq_flow_security.errors import FlowSecurityError
 from taskiq_flow_security.http.answer import Answer, hsts
@@ -50,26 +49,21 @@ class HTTPSecurityMiddleware:
                 await problem_of(refusal).send(answer.send)
                 return
             principal = visit.principal or ANONYMOUS
-        entered = gate.enter(scope, visit, principal)
-        try:
-            await self._app(scope, receive, answer.send)
-        except FlowSecurityError as error:
-            if answer.started:
-                raise
-            await problem_of(error).send(answer.send)
-        finally:
-            acting.leave(entered)
+        with gate.entered(scope, visit, principal):
+            try:
+                await self._app(scope, receive, answer.send)
+            except FlowSecurityError as error:
+                if answer.started:
+                    raise
+                await problem_of(error).send(answer.send)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle what is no request, or not secured."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif not self._enabled:
-            entered = self._gate.enter(scope, self._gate.visit(scope), ANONYMOUS)
-            try:
+            with self._gate.entered(scope, self._gate.visit(scope), ANONYMOUS):
                 await self._app(scope, receive, send)
-            finally:
-                acting.leave(entered)
         elif scope["type"] == "websocket":
             await self._websockets.handle(scope, receive, send)
         else:

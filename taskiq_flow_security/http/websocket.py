@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
-from taskiq_flow_security import acting
 from taskiq_flow_security.core.principal import ANONYMOUS, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AccessDeniedError, AuthenticationError, FlowSecurityError
@@ -103,11 +102,8 @@ class WebSockets:
 
     async def _converse(self, scope: Scope, visit: Visit, principal: Principal, connection: Connection) -> None:
         conversation = Conversation(self._gate, scope, visit, principal, connection)
-        entered = self._gate.enter(scope, visit, principal)
-        try:
+        with self._gate.entered(scope, visit, principal):
             app = asyncio.ensure_future(self._app(scope, conversation.receive, connection.send))
-        finally:
-            acting.leave(entered)
         watch = asyncio.ensure_future(self._login_ends(conversation))
         try:
             await asyncio.wait({app, watch}, return_when=asyncio.FIRST_COMPLETED)

@@ -21,7 +21,7 @@ from taskiq_flow_security import (
     SecurityMiddleware,
     guard,
 )
-from taskiq_flow_security.replay import Progress
+from taskiq_flow_security.replay import Progress, SharedReplays
 from taskiq_flow_security.tokens.message_signature import MessageSignature
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, Clock, Outcome, Process, Queue, Task, config
@@ -80,6 +80,26 @@ def once(process: Process) -> Task:
     return run_once
 
 
+def stopping(process: Process, server: RedisServer) -> Task:
+    """A task in whose middle the store goes away."""
+
+    @process.broker.task("stops", pipeline="data")
+    async def stops() -> int:
+        server.stop()
+        process.ran.append(("stops", None))
+        return 7
+
+    return stops
+
+
+def shared_by(process: Process) -> SharedReplays:
+    """The store that a process shares with others."""
+    stores = process.security.replays
+    assert stores is not None
+    assert stores.shared is not None
+    return stores.shared
+
+
 async def test_a_message_waits_unacked_until_the_store_is_back(worker: Process, server: RedisServer) -> None:
     message = await worker.genuine()
     server.stop()
@@ -95,12 +115,7 @@ async def test_a_message_waits_unacked_until_the_store_is_back(worker: Process, 
 async def test_what_completes_meanwhile_is_acked_when_that_is_noted(
     worker: Process, other: Process, server: RedisServer
 ) -> None:
-    @worker.broker.task("stops", pipeline="data")
-    async def stops() -> int:
-        server.stop()
-        worker.ran.append(("stops", None))
-        return 7
-
+    stops = stopping(worker, server)
     message = await worker.kick(stops)
     delivery = asyncio.ensure_future(worker.broker.deliver(message))
     await until(lambda: bool(worker.broker.result_backend.results))
@@ -116,23 +131,16 @@ async def test_what_completes_meanwhile_is_acked_when_that_is_noted(
 async def test_what_no_broker_keeps_is_noted_in_the_background_as_soon_as_the_store_is_back(
     worker: Process, other: Process, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @worker.broker.task("stops", pipeline="data")
-    async def stops() -> int:
-        server.stop()
-        worker.ran.append(("stops", None))
-        return 7
-
-    stores, attempts = worker.security.replays, 0
-    assert stores is not None
-    assert stores.shared is not None
-    complete = stores.shared.complete
+    stops = stopping(worker, server)
+    shared, attempts = shared_by(worker), 0
+    complete = shared.complete
 
     def count(signature: MessageSignature) -> Awaitable[object]:
         nonlocal attempts
         attempts += 1
         return complete(signature)
 
-    monkeypatch.setattr(stores.shared, "complete", count)
+    monkeypatch.setattr(shared, "complete", count)
     message = await worker.kick(stops)
     worker.broker.arriving.append(message)
     listening = worker.broker.listen()
@@ -150,11 +158,7 @@ async def test_what_no_broker_keeps_is_noted_in_the_background_as_soon_as_the_st
 async def test_what_has_completed_is_acked_where_the_worker_ends_before_that_can_be_noted(
     worker: Process, server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    @worker.broker.task("stops", pipeline="data")
-    async def stops() -> int:
-        server.stop()
-        return 7
-
+    stops = stopping(worker, server)
     message = await worker.kick(stops)
     acks: list[bool] = []
     worker.broker.arriving.append(AckableMessage(data=message, ack=lambda: acks.append(True)))
@@ -173,11 +177,7 @@ async def test_what_has_completed_is_acked_where_the_worker_ends_before_that_can
 async def test_what_has_completed_is_acked_when_no_copy_of_it_could_run_any_more(
     worker: Process, server: RedisServer, clock: Clock
 ) -> None:
-    @worker.broker.task("stops", pipeline="data")
-    async def stops() -> int:
-        server.stop()
-        return 7
-
+    stops = stopping(worker, server)
     delivery = asyncio.ensure_future(worker.broker.deliver(await worker.kick(stops)))
     await until(lambda: bool(worker.broker.result_backend.results))
     done, _ = await asyncio.wait([delivery], timeout=0.3)
@@ -216,17 +216,15 @@ async def test_what_waits_to_be_claimed_counts_once_against_the_limits_of_the_wo
     await worker.security.administration.change(
         Principal("root", permissions=["admin"]), PolicyChange(task_rate_limits={"once": "1/hour"})
     )
-    stores = worker.security.replays
-    assert stores is not None
-    assert stores.shared is not None
-    claim, away = stores.shared.claim, [True]
+    shared, away = shared_by(worker), [True]
+    claim = shared.claim
 
     async def once_away(signature: MessageSignature, claimant: str) -> Progress | None:
         if away and away.pop():
             raise BackendUnavailableError("away")
         return await claim(signature, claimant)
 
-    monkeypatch.setattr(stores.shared, "claim", once_away)
+    monkeypatch.setattr(shared, "claim", once_away)
     assert (await worker.broker.deliver(message)).result.return_value == 7
     assert away == []
 
