@@ -23,6 +23,8 @@ class Proxy:
         self._flows.set()
         self._answers = True
         self._since: bytes | None = None
+        self.said = bytearray()
+        """All that was forwarded to Redis."""
 
     @property
     def url(self) -> str:
@@ -93,8 +95,10 @@ class Proxy:
     ) -> None:
         while data := await source.read(65536):
             await flows.wait()
-            if not answers and self._since is not None and self._since in data:
-                self._answers = False
+            if not answers:
+                self.said += data
+                if self._since is not None and self._since in data:
+                    self._answers = False
             if answers and not self._answers:
                 continue
             target.write(data)
