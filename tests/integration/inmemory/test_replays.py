@@ -121,7 +121,7 @@ async def test_a_message_that_was_acked_without_its_result_having_been_saved_has
     await refuses_copy(process, message)
 
 
-@pytest.mark.parametrize("ack_type", set(AcknowledgeType) - {AcknowledgeType.MANUAL})
+@pytest.mark.parametrize("ack_type", [each for each in AcknowledgeType if each is not AcknowledgeType.MANUAL])
 async def test_whenever_a_message_is_acked_a_copy_of_it_is_refused(process: Process, ack_type: AcknowledgeType) -> None:
     receiver = Receiver(process.broker, executor=process.broker.executor, ack_type=ack_type, max_async_tasks=10)
     message = await process.genuine()
