@@ -10,6 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -54,8 +55,11 @@ _thread = PerProcess(_Thread)
 
 
 def call_soon(function: Callable[[], object]) -> None:
-    """Call a function in the background. From any thread; does not wait."""
-    _thread.get().loop().call_soon_threadsafe(function)
+    """Call a function in the background, and in no context: what begins there outlives whose turn it was.
+
+    From any thread; does not wait.
+    """
+    _thread.get().loop().call_soon_threadsafe(function, context=Context())
 
 
 async def run(coroutine: Coroutine[Any, Any, T]) -> T:
