@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
@@ -88,9 +89,10 @@ def _transports() -> Iterator[NewTransport]:
 @contextmanager
 def _workers(logs: Path) -> Iterator[StartWorker]:
     started: list[Worker] = []
+    numbers = count()  # of workers that threads may start at the same time
 
     def start_worker(transport: Transport, *options: str, app: str = APP, **variables: str) -> Worker:
-        log = logs / f"worker-{len(started)}.log"
+        log = logs / f"worker-{next(numbers)}.log"
         worker = Worker(transport, worker_variables() | variables, log, *options, app=app)
         started.append(worker)
         _running.append(worker)

@@ -60,17 +60,17 @@ class Deployment:
 
     async def begin(self) -> None:
         """Start everything with the old key, and change the policy with it."""
-        self._workers = [await self._started([OLD]) for _ in range(WORKERS)]
+        self._workers = await self._started([OLD])
         await self._start_clients([OLD])
         change = PolicyChange(pipeline_acls={"data": {"execute": ["processor", "auditor"]}})
         await self.client.security.administration.change(ADMIN, change)
 
     async def roll_out(self, keys: list[dict[str, object]]) -> None:
-        """Replace one process after the other by one that has these keys."""
-        for number in range(WORKERS):
-            await asyncio.to_thread(self._workers[number].stop)
-            self._workers[number] = await self._started(keys)
-        await self._start_clients(keys)
+        """Start processes that have these keys, beside those before, which end then, one after the other."""
+        before = self._workers
+        self._workers, _ = await asyncio.gather(self._started(keys), self._start_clients(keys))
+        for worker in before:
+            await asyncio.to_thread(worker.stop)
 
     async def kick(self, marker: str) -> list[str]:
         """Kick a batch of tasks; their ids."""
@@ -96,10 +96,12 @@ class Deployment:
             "TASKIQ_FLOW_CLOCK_LEEWAY": str(LEEWAY),
         }
 
-    async def _started(self, keys: list[dict[str, object]]) -> Worker:
-        worker = await asyncio.to_thread(self._start_worker, self._transport, **self._variables(keys))
-        self.all_workers.append(worker)
-        return worker
+    async def _started(self, keys: list[dict[str, object]]) -> list[Worker]:
+        variables = self._variables(keys)
+        starting = (asyncio.to_thread(self._start_worker, self._transport, **variables) for _ in range(WORKERS))
+        workers = await asyncio.gather(*starting)
+        self.all_workers.extend(workers)
+        return workers
 
     async def _start_clients(self, keys: list[dict[str, object]]) -> None:
         """Another client and another API; those before stay for what they have begun."""
