@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -55,7 +56,9 @@ class Deployment:
         self._transport = transport
         self._start_worker = start_worker
         self._running = running
+        self._kicking = asyncio.Lock()
         self._workers: list[Worker] = []
+        self._clients = AsyncExitStack()
         self.all_workers: list[Worker] = []
 
     async def begin(self) -> None:
@@ -67,17 +70,20 @@ class Deployment:
 
     async def roll_out(self, keys: list[dict[str, object]]) -> None:
         """Start processes that have these keys, beside those before, which end then, one after the other."""
-        before = self._workers
+        workers, clients = self._workers, self._clients
         self._workers, _ = await asyncio.gather(self._started(keys), self._start_clients(keys))
-        for worker in before:
+        async with self._kicking:
+            await clients.aclose()
+        gc.collect()  # or the client's security would go on to see to it that the policy is signed with its keys
+        for worker in workers:
             await asyncio.to_thread(worker.stop)
 
     async def kick(self, marker: str) -> list[str]:
         """Kick a batch of tasks; their ids."""
-        client, api = self.client, self.api
-        tasks = (client.kick(clean, PROCESSOR, marker, [1, 2]) for _ in range(BATCH - OVER_HTTP))
-        answers = (api.post("/clean", params={"marker": marker}) for _ in range(OVER_HTTP))
-        kicked, started = await asyncio.gather(asyncio.gather(*tasks), asyncio.gather(*answers))
+        async with self._kicking:
+            tasks = (self.client.kick(clean, PROCESSOR, marker, [1, 2]) for _ in range(BATCH - OVER_HTTP))
+            answers = (self.api.post("/clean", params={"marker": marker}) for _ in range(OVER_HTTP))
+            kicked, started = await asyncio.gather(asyncio.gather(*tasks), asyncio.gather(*answers))
         assert [answer.status_code for answer in started] == [200] * OVER_HTTP
         return [*(task.task_id for task in kicked), *(answer.json()["task_id"] for answer in started)]
 
@@ -104,15 +110,14 @@ class Deployment:
         return workers
 
     async def _start_clients(self, keys: list[dict[str, object]]) -> None:
-        """Another client and another API; those before stay for what they have begun."""
         settings: dict[str, Any] = {"shared_store": REDIS_URL, "principal_audience": self._transport.name}
         client = Client(self._transport, signing_keys=keys, clock_leeway=LEEWAY, **settings)
-        client = await self._running.enter_async_context(client)
-        api = await self._serve(keys)
-        self.client, self.api = client, api
+        clients = await self._running.enter_async_context(AsyncExitStack())
+        self.client, self.api = await clients.enter_async_context(client), await self._serve(keys, clients)
+        self._clients = clients
 
-    async def _serve(self, keys: list[dict[str, object]]) -> httpx.AsyncClient:
-        listener = self._running.enter_context(socket.socket())
+    async def _serve(self, keys: list[dict[str, object]], running: AsyncExitStack) -> httpx.AsyncClient:
+        listener = running.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         command = [sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno()), "--log-level", "warning"]
@@ -130,9 +135,9 @@ class Deployment:
             env={**os.environ, **variables},
             pass_fds=[listener.fileno()],
         )
-        self._running.callback(process.wait)
-        self._running.callback(process.terminate)
-        return await self._running.enter_async_context(
+        running.push_async_callback(asyncio.to_thread, process.wait)
+        running.callback(process.terminate)
+        return await running.enter_async_context(
             httpx.AsyncClient(
                 base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", headers={"x-api-key": API_KEY}, timeout=60
             )
