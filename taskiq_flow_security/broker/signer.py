@@ -39,6 +39,8 @@ class Signer:
         ``None`` where it is to be left as it is: because security is off, or is only monitored and it cannot be signed,
         or because it will not be sent. Raises `UnsignableMessageError` or `AuthenticationError` otherwise.
         """
+        if self._security.monitoring:
+            wire.keep_iterated(message)  # as it may be sent though it cannot be signed, after it was dumped
         if (cleared := Kick.cleared(self._kick_decider, message)) is not None and signed_json.is_sent_by(inner):
             try:
                 return self._sign_alike(message, cleared)

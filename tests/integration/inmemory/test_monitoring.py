@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -23,7 +24,7 @@ from tests.attacks.forging import (
     write,
 )
 from tests.integration.inmemory.fixtures import NewProcess
-from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Process
+from tests.integration.inmemory.harness import PROCESSOR, SECRET, VIEWER, Process
 
 SHADOW = "task_authz_shadow_deny"
 
@@ -168,6 +169,20 @@ async def test_a_kick_that_cannot_be_signed_is_sent_as_without_security(monitore
     plain = TaskiqMessage(task_id="x", task_name="echo", labels={}, args=[nest], kwargs={})
     assert monitored.broker.serializer.loadb(monitored.broker.serializer.dumpb(plain.model_dump(mode="json")))
     await monitored.kick(monitored.echo, nest)
+
+
+async def test_iterators_that_cannot_be_signed_are_sent_whole(monitored: Process) -> None:
+    texts = ["a", "\ud800"]
+    for _ in range(4):
+        values = [iter(texts), {"all": (text for text in texts)}, (iter([]),)]
+        assert json.loads(await monitored.kick(monitored.echo, values))["args"] == [[texts, {"all": texts}, [[]]]]
+
+
+async def test_iterators_are_sent_whole_where_no_key_signs_any_more(new_process: NewProcess) -> None:
+    key = {"kid": "key", "alg": "HS256", "uses": ["issue", "send"], "secret": SECRET}
+    monitored = new_process(enforcement="monitor", signing_keys=[{**key, "not_after": "2027-01-16T00:00:00Z"}])
+    monitored.clock.now += 86_400
+    assert read(await monitored.kick(monitored.echo, iter([1, 2]))).args == [[1, 2]]
 
 
 @pytest.mark.parametrize("label", ["delay", "queue_ttl"])
