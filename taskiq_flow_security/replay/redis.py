@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextvars import Context
 from typing import NamedTuple
 
 from redis.asyncio import Redis
@@ -133,7 +134,7 @@ class _Trips:
         found: asyncio.Future[Progress | None] = loop.create_future()
         self._waiting.append(_Operation(key, value, ttl, found))
         if self._going is None:
-            self._going = loop.create_task(self._go())
+            self._going = Context().run(loop.create_task, self._go())  # for many, and in the context of none
         return found
 
     async def close(self) -> None:

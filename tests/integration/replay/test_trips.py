@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from taskiq import TaskiqResult
 
+from taskiq_flow_security import acting
 from taskiq_flow_security.replay.redis import _Operation, _Trips
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import Process
@@ -42,6 +43,21 @@ async def test_a_message_that_its_broker_keeps_waits_before_it_runs_and_before_i
     for _ in range(10):
         await worker.broker.deliver(await worker.genuine())
     assert trips == [1] * 20
+
+
+async def test_a_trip_is_made_in_the_name_of_nobody_whose_message_is_waiting(
+    worker: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[object] = []
+    carry = _Trips._carry
+
+    async def noted(self: _Trips, operations: list[_Operation]) -> None:
+        names.append(acting.current())
+        await carry(self, operations)
+
+    monkeypatch.setattr(_Trips, "_carry", noted)
+    await worker.broker.deliver(await worker.genuine())
+    assert names == [None, None]
 
 
 async def test_messages_that_are_handled_at_the_same_time_wait_together(worker: Process, trips: list[int]) -> None:
