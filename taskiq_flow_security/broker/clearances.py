@@ -27,8 +27,8 @@ _NOT_TO_REMEMBER = frozenset({PRINCIPAL_LABEL, SIGNATURE_LABEL, SCHEDULE_LABEL})
 class Clearances:
     """Allows a kick like the one before it.
 
-    Kicks that a task or a schedule makes, and those that are counted or judged by their arguments, are decided about
-    each time.
+    Kicks that a task or a schedule makes, those that are counted or judged by their arguments, and those that are only
+    monitored are decided about each time.
     """
 
     def __init__(self, security: FlowSecurity, broker: AsyncBroker) -> None:
@@ -66,6 +66,7 @@ class Clearances:
         message, guard = kick.message, request.guard
         if (
             kick.delivery is None
+            and not self._security.monitoring  # what cannot be signed is to be sent all the same
             and not in_force.kicks_limited
             and (guard is None or (guard.predicate is None and guard.rate_limit is None))
             and _NOT_TO_REMEMBER.isdisjoint(labels)

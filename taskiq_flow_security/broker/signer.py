@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from taskiq.abc.formatter import TaskiqFormatter
+from taskiq.formatters.json_formatter import JSONFormatter
+from taskiq.formatters.proxy_formatter import ProxyFormatter
 from taskiq.message import BrokerMessage, TaskiqMessage
 
 from taskiq_flow_security import acting
@@ -21,6 +23,9 @@ from taskiq_flow_security.security import FlowSecurity
 from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
+_FORMATTERS_OF_TASKIQ = (JSONFormatter, ProxyFormatter)
+"""They dump a message as it is dumped to be signed."""
+
 _ALLOW = Outcome.ALLOW
 _TASK_ENQUEUED, _TASK_DELEGATED = EventName.TASK_ENQUEUED, EventName.TASK_DELEGATED
 
@@ -36,19 +41,18 @@ class Signer:
     def seal(self, message: TaskiqMessage, inner: TaskiqFormatter) -> BrokerMessage | None:
         """The signed message to send for this one, which keeps no credential.
 
-        ``None`` where it is to be left as it is: because security is off, or is only monitored and it cannot be signed,
-        or because it will not be sent. Raises `UnsignableMessageError` or `AuthenticationError` otherwise.
+        Where it cannot be signed, and security is only monitored, it is not. ``None`` where it is to be left as it is:
+        then, or because security is off, or because it will not be sent. Raises `UnsignableMessageError` or
+        `AuthenticationError` otherwise.
         """
-        if self._security.monitoring:
-            wire.keep_iterated(message)  # as it may be sent though it cannot be signed, after it was dumped
         if (cleared := Kick.cleared(self._kick_decider, message)) is not None and signed_json.is_sent_by(inner):
             try:
                 return self._sign_alike(message, cleared)
             except (UnsignableMessageError, AuthenticationError) as error:
                 kick = Kick.resume(self._kick_decider, message, None)
                 kick.stand_alone()
-                self._give_up(kick, error)  # not tried again: what is iterated over has nothing left by now
-                return None
+                self._record_unsigned(kick, error)
+                raise  # not tried again: what is iterated over has nothing left by now
         given, _ = wire.take_credentials(message)
         if not self._security.enabled:
             return None
@@ -56,21 +60,27 @@ class Signer:
         kick.stand_alone()
         if kick.withheld:
             return None
+        data: WireMessage | None = None
         try:
-            return self._sign(kick, inner)
+            data = wire.to_wire(message)
+            return self._sign(kick, data, inner)
         except (UnsignableMessageError, AuthenticationError) as error:
-            self._give_up(kick, error)
-            return None
+            self._record_unsigned(kick, error)
+            if not self._security.monitoring:
+                raise
+            if type(inner) not in _FORMATTERS_OF_TASKIQ:
+                return None
+            if data is None:
+                raise  # as they would
+            # What was iterated over has nothing left by now, but in what was dumped.
+            return inner.dumps(message.model_copy(update={"args": data["args"], "kwargs": data["kwargs"]}))
         finally:
             if SCHEDULE_LABEL in message.labels:
                 acting.fired(message.labels[SCHEDULE_LABEL])
 
-    def _give_up(self, kick: Kick, error: UnsignableMessageError | AuthenticationError) -> None:
-        """Record that a message cannot be signed, and raise that unless it is to be sent as it is."""
+    def _record_unsigned(self, kick: Kick, error: UnsignableMessageError | AuthenticationError) -> None:
         if not kick.recorded:
             self._kick_decider.record_denied(kick, error)
-        if not self._security.monitoring:
-            raise error
 
     def _sign_alike(self, message: TaskiqMessage, cleared: Clearance) -> BrokerMessage:
         """Sign a message that differs in nothing but its id and its arguments from what was signed before."""
@@ -88,10 +98,9 @@ class Signer:
             labels=labels,
         )
 
-    def _sign(self, kick: Kick, inner: TaskiqFormatter) -> BrokerMessage:
+    def _sign(self, kick: Kick, data: WireMessage, inner: TaskiqFormatter) -> BrokerMessage:
         security, message = self._security, kick.message
         now = security.clock()
-        data = wire.to_wire(message)
         actor = kick.actor = kick.actor or self._kick_decider.actor_of(kick)
         expires_at = self._kick_decider.expires_at(kick, actor, now)
         token = self._token_of(kick, actor, now, expires_at)

@@ -8,7 +8,6 @@ receiver computes it from what it has read, whatever serializer or formatter car
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, TypedDict, cast
 
 from pydantic_core import from_json, to_json
@@ -178,21 +177,6 @@ def unreadable_labels(message: TaskiqMessage) -> list[str]:
             except Exception:  # noqa: BLE001 (as TaskIQ's receiver does)
                 unreadable.append(name)
     return unreadable
-
-
-def keep_iterated(message: TaskiqMessage) -> None:
-    """Put lists in the place of iterators among a message's arguments, which could be dumped once only."""
-    message.args, message.kwargs = _kept(message.args), _kept(message.kwargs)
-
-
-def _kept(value: Any) -> Any:
-    if isinstance(value, Iterator):
-        return [_kept(item) for item in value]
-    if type(value) in (list, tuple):
-        return type(value)(map(_kept, value))
-    if type(value) is dict:
-        return {name: _kept(item) for name, item in value.items()}
-    return value
 
 
 def take_credentials(message: TaskiqMessage) -> tuple[object, object]:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 from taskiq import TaskiqDepends
+from taskiq.abc.serializer import TaskiqSerializer
+from taskiq.exceptions import SendTaskError
 from taskiq.message import TaskiqMessage
+from taskiq.serializers import JSONSerializer, ORJSONSerializer
 
 from taskiq_flow_security import Principal, current_principal, guard
 from taskiq_flow_security.core.principal import ANONYMOUS
@@ -171,11 +177,35 @@ async def test_a_kick_that_cannot_be_signed_is_sent_as_without_security(monitore
     await monitored.kick(monitored.echo, nest)
 
 
+@dataclass
+class _Page:
+    """Is dumped by its fields, and not by what it can be iterated over for."""
+
+    numbers: Iterator[int]
+
+    def __iter__(self) -> Iterator[int]:
+        return self.numbers
+
+    def __next__(self) -> int:
+        return next(self.numbers)
+
+
 async def test_iterators_that_cannot_be_signed_are_sent_whole(monitored: Process) -> None:
     texts = ["a", "\ud800"]
     for _ in range(4):
-        values = [iter(texts), {"all": (text for text in texts)}, (iter([]),)]
-        assert json.loads(await monitored.kick(monitored.echo, values))["args"] == [[texts, {"all": texts}, [[]]]]
+        values = [iter(texts), OrderedDict(all=(text for text in texts)), deque([iter(texts)]), _Page(iter([1, 2]))]
+        sent = json.loads(await monitored.kick(monitored.echo, values))
+        assert sent["args"] == [[texts, {"all": texts}, [texts], {"numbers": [1, 2]}]]
+
+
+@pytest.mark.parametrize("serializer", [JSONSerializer, ORJSONSerializer])
+async def test_iterators_that_cannot_be_sent_are_not(
+    monitored: Process, serializer: Callable[[], TaskiqSerializer]
+) -> None:
+    monitored.broker.with_serializer(serializer())
+    for _ in range(4):
+        with pytest.raises(SendTaskError):
+            await monitored.kick(monitored.echo, iter([object(), 1]))
 
 
 async def test_iterators_are_sent_whole_where_no_key_signs_any_more(new_process: NewProcess) -> None:
