@@ -63,11 +63,15 @@ def call_soon(function: Callable[[], object]) -> None:
 
 
 async def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns that runs in the background. From any event loop."""
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, _thread.get().loop()))
+    """What a coroutine returns that runs in the background. From any event loop.
+
+    It runs in no context either: a connection that it opens would keep it.
+    """
+    loop = _thread.get().loop()
+    return await asyncio.wrap_future(Context().run(asyncio.run_coroutine_threadsafe, coroutine, loop))
 
 
 async def run_through(coroutine: Coroutine[Any, Any, T]) -> T:
-    """As `run`; what has begun goes on to its end where whoever waits for it no longer does."""
+    """As `run`, in the caller's context; what has begun goes on to its end where the caller no longer waits for it."""
     running = asyncio.run_coroutine_threadsafe(coroutine, _thread.get().loop())
     return await asyncio.shield(asyncio.wrap_future(running))

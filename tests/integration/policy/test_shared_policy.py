@@ -23,6 +23,7 @@ from taskiq_flow_security.live_policy.document import PolicyDocument, Revoked
 from tests.integration.policy.helpers import ADA, ADMIN, allows, key_of, until
 from tests.integration.runs.processes import Deployment
 from tests.integration.runs.proxy import Proxy
+from tests.services import REDIS_URL
 from tests.unit.tokens.keys import OTHER_SECRET, PRIVATE, private_pem, public_pem
 
 SECONDS = 1.0
@@ -251,13 +252,15 @@ async def test_a_forked_process_looks_at_the_store_for_itself(deployment: Deploy
 
 
 async def test_what_nobody_uses_any_more_stops_looking(deployment: Deployment, often: None) -> None:
-    security = FlowSecurity(deployment.process().config)
+    security = FlowSecurity(deployment.process(rate_limit_storage=REDIS_URL).config)
     before = set(live._tasks)
     with security.acting_as(ADA):  # as in the first request
         await security.live.catch_up()
+        await security.runs.recent("data")
+        assert security.rate_limits is not None
+        await security.rate_limits.hit("1/minute", deployment.environment)
     (looking,) = live._tasks - before
     unused = weakref.ref(security.live)
     del security
-    gc.collect()
-    assert unused() is None
+    await until(lambda: gc.collect() >= 0 and unused() is None)  # while it looks, it is used
     await until(looking.done)

@@ -16,9 +16,15 @@ async def test_what_begins_in_the_background_knows_nothing_of_the_request_in_whi
     assert await asyncio.wrap_future(known) == "none"
 
 
-async def test_what_is_asked_in_the_background_is_asked_in_its_request() -> None:
-    async def ask() -> str:
-        return _request.get("none")
-
+async def test_what_is_only_asked_in_the_background_keeps_nothing_of_its_request() -> None:
     _request.set("this one")
-    assert await background.run(ask()) == await background.run_through(ask()) == "this one"
+    assert await background.run(_ask()) == "none"
+
+
+async def test_what_goes_on_to_its_end_in_the_background_is_done_in_its_request() -> None:
+    _request.set("this one")
+    assert await background.run_through(_ask()) == "this one"
+
+
+async def _ask() -> str:
+    return _request.get("none")
