@@ -142,7 +142,6 @@ class RabbitMQ(Transport):
     def _queue(self) -> AsyncBroker:
         return AioPikaBroker(
             AMQP_URL,
-            qos=100,  # messages at a worker, which runs as many tasks at once
             exchange=Exchange(name=self.name),
             # A classic queue counts its messages exactly, a quorum queue with a delay.
             task_queues=[Queue(name=self.name, type=QueueType.CLASSIC)],
