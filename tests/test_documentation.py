@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -116,6 +117,7 @@ async def test_a_snippet_of_the_readme_runs_after_the_start(
         ("redis://localhost", REDIS_URL),
     ):
         snippet = snippet.replace(f'"{shown}"', repr(meant))
+    snippet = snippet.replace("ListRedisScheduleSource(", f"ListRedisScheduleSource(prefix={uuid4().hex!r}, url=")
     with names["security"].acting_as(names["principal"]):
         code = compile(snippet, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         awaited = eval(code, names)  # noqa: S307 (as above)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable
 
 from taskiq_flow_security import FlowSecurity, Principal
@@ -25,6 +27,21 @@ async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
             await asyncio.sleep(0.01)
 
     await asyncio.wait_for(wait(), seconds)
+
+
+async def forked(work: Callable[[], bool]) -> int:
+    """How a child ends that is forked to do this: with 0 if so, and killed if it takes too long."""
+    child = os.fork()
+    if child == 0:
+        done = False
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(30)
+            done = work()
+        finally:
+            os._exit(0 if done else 1)
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def key_of(deployment: Deployment) -> str:

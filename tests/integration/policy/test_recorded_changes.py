@@ -14,7 +14,7 @@ import pytest_asyncio
 from taskiq_flow_security import BackendUnavailableError, FlowSecurity, PolicyChange, Revocation
 from taskiq_flow_security.live_policy import live
 from tests.integration.inmemory.harness import AuditTrail
-from tests.integration.policy.helpers import ADMIN, allows, until
+from tests.integration.policy.helpers import ADMIN, allows, forked, until
 from tests.integration.runs.processes import Deployment
 from tests.integration.runs.proxy import Proxy
 
@@ -108,8 +108,8 @@ async def test_a_change_after_which_the_process_is_killed_is_in_the_audit_file(
     deployment: Deployment, other: FlowSecurity, tmp_path: Path
 ) -> None:
     file = tmp_path / "audit.jsonl"
-    child = os.fork()
-    if child == 0:
+
+    def change() -> bool:
         one = deployment.process(audit_file=file)
         store = one.live._stored._store
         replace = store.replace
@@ -121,8 +121,9 @@ async def test_a_change_after_which_the_process_is_killed_is_in_the_audit_file(
 
         store.replace = last  # type: ignore[method-assign]
         asyncio.run(one.administration.revoke(ADMIN, Revocation(subject="ada")))  # does not come back
-        os._exit(1)
-    await asyncio.to_thread(os.waitpid, child, 0)
+        return False
+
+    assert await forked(change) == -signal.SIGKILL
     await until(lambda: not allows(other))
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["change"] for line in lines if "change" in line] == ['version 2: null -> "for ever"']

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import weakref
 
 import pytest
@@ -20,7 +19,7 @@ from taskiq_flow_security import (
 )
 from taskiq_flow_security.live_policy import live
 from taskiq_flow_security.live_policy.document import PolicyDocument, Revoked
-from tests.integration.policy.helpers import ADA, ADMIN, allows, key_of, until
+from tests.integration.policy.helpers import ADA, ADMIN, allows, forked, key_of, until
 from tests.integration.runs.processes import Deployment
 from tests.integration.runs.proxy import Proxy
 from tests.services import REDIS_URL
@@ -242,11 +241,7 @@ async def test_a_forked_process_looks_at_the_store_for_itself(deployment: Deploy
     security = deployment.process()
     await security.live.catch_up()
     await deployment.process().administration.revoke(ADMIN, Revocation(subject="ada"))
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if security.explain(ADA, pipeline="data").reason == "revoked" else 1)
-    _, status = await asyncio.to_thread(os.waitpid, child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert await forked(lambda: security.explain(ADA, pipeline="data").reason == "revoked") == 0
     security_again = deployment.process()
     assert not allows(security_again)
 

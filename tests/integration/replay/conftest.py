@@ -24,4 +24,4 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     server = RedisServer(directory)
     server.start()
     yield server
-    server.stop()
+    server.end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -19,9 +20,10 @@ class RedisServer:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._reserved = socket.socket()  # never listens; nobody else is given its port
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self._port = self._reserved.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -41,11 +43,10 @@ class RedisServer:
         deadline = monotonic() + _START_SECONDS
         with Redis.from_url(self.url) as client:
             while monotonic() < deadline:
-                try:
-                    client.ping()
-                    return
-                except RedisError:
-                    sleep(0.02)
+                with suppress(RedisError):
+                    if client.info("server")["process_id"] == self._process.pid:
+                        return
+                sleep(0.02)
         raise AssertionError("Redis does not start.")
 
     def stop(self) -> None:
@@ -54,3 +55,8 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def end(self) -> None:
+        """Kill it, and let go of its port."""
+        self.stop()
+        self._reserved.close()
