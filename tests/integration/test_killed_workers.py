@@ -65,10 +65,13 @@ async def test_a_worker_killed_among_refusals_leaves_nothing_that_the_next_one_d
         first.kill()
         held = tasks.pop(MANY // 2)
         assert not await held.is_ready()
-        ledger.let_go(good)
 
         second = start_worker(transport)
         deadline = monotonic() + SECONDS
+        while not await asyncio.to_thread(ledger.wait_until_held, good, 0.2):
+            assert monotonic() < deadline, "The message is not delivered again."
+            await _attract(client)
+        ledger.let_go(good)
         while not all([await task.is_ready() for task in (held, *tasks)]):
             assert monotonic() < deadline, "Not all messages are delivered again."
             await _attract(client)
