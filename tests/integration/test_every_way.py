@@ -23,6 +23,7 @@ from tests.integration.conftest import NewTransport, StartWorker
 from tests.integration.matrix_app import Queue, Tasks, deployed, shared
 from tests.integration.settings import MESSAGE_SECRET, signing_key
 from tests.integration.transports import TRANSPORTS
+from tests.integration.waiting import until
 from tests.services import REDIS_URL, require
 
 SECONDS = 30
@@ -154,18 +155,10 @@ class Matrix:
         for case in cases:
             if case.kicked is None:  # of a schedule nobody has the task
                 if case.outcome == "allowed":
-                    await _until(lambda case=case: ledger.runs(case.marker) == 1)  # type: ignore[misc]
+                    await until(lambda case=case: ledger.runs(case.marker) == 1, SECONDS)  # type: ignore[misc]
                 await case.check(None)
             else:
                 await case.check(await case.kicked.wait_result(check_interval=0.02, timeout=SECONDS))
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async def wait() -> None:
-        while not condition():  # noqa: ASYNC110 (nobody tells)
-            await asyncio.sleep(0.02)
-
-    await asyncio.wait_for(wait(), SECONDS)
 
 
 Way = Callable[[Any, Tasks, str], Awaitable[AsyncTaskiqTask[Any] | None]]

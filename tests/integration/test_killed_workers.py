@@ -17,7 +17,7 @@ from tests.integration.settings import PROCESSOR
 from tests.integration.transports import ACKABLE
 from tests.integration.worker_app import clean, hold
 
-SECONDS = 60
+SECONDS = 30
 MANY = 300
 
 each_ackable = pytest.mark.parametrize("kind", ACKABLE)

@@ -10,13 +10,11 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from time import time
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -37,6 +35,7 @@ from tests.integration.settings import (
     worker_variables,
 )
 from tests.integration.transports import Transport
+from tests.integration.waiting import until
 from tests.integration.worker_app import clean
 from tests.integration.workers import ROOT, STOP_SECONDS, Worker
 from tests.services import REDIS_URL
@@ -75,7 +74,7 @@ class Deployment:
         self._clients: Clients
         self.stages: list[list[Worker]] = []
         """The workers that were started with the same keys."""
-        self.marker = f"{transport.name}:{uuid4().hex}"
+        self.marker: str
         self.kicked: list[str] = []
         """The ids of all tasks."""
 
@@ -88,6 +87,7 @@ class Deployment:
         """Start everything with the old key, and change the policy with it."""
         await self._start_workers([OLD])
         self._clients = await self._started_clients([OLD])
+        self.marker = self.client.new_marker()
         change = PolicyChange(pipeline_acls={"data": {"execute": ["processor", "auditor"]}})
         await self.client.security.administration.change(ADMIN, change)
 
@@ -101,7 +101,7 @@ class Deployment:
         await before.running.aclose()
         del before
         # Until then it would go on to see to it that the policy is signed with its key.
-        await _until(lambda: gc.collect() >= 0 and followed() is None)
+        await until(lambda: gc.collect() >= 0 and followed() is None, SECONDS)
         await self.some_load()  # of the new ones
         for worker in self.stages[-2]:
             await asyncio.to_thread(worker.stop)
@@ -110,12 +110,12 @@ class Deployment:
         """Kick one batch after the other until everything is rolled out and there were enough."""
         while len(self.kicked) < TASKS or not rolled_out.is_set():
             await self._kick()
-            await _until(lambda: len(self.kicked) - ledger.runs(self.marker) <= 20 * BATCH)  # not too far ahead
+            await until(lambda: len(self.kicked) - ledger.runs(self.marker) <= 20 * BATCH, SECONDS)  # not too far ahead
 
     async def some_load(self) -> None:
         """Wait until some more tasks have been kicked."""
         enough = len(self.kicked) + 5 * BATCH
-        await _until(lambda: len(self.kicked) >= enough)
+        await until(lambda: len(self.kicked) >= enough, SECONDS)
 
     async def check_results(self, task_ids: list[str]) -> None:
         """Wait for the results of tasks; all have run."""
@@ -223,14 +223,6 @@ async def test_no_task_is_refused_while_a_key_is_replaced(
 
 def _audited(worker: Worker) -> list[dict[str, Any]]:
     return [json.loads(line) for line in worker.output.splitlines() if line[:1] == "{"]
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async def wait() -> None:
-        while not condition():  # noqa: ASYNC110 (nobody tells)
-            await asyncio.sleep(0.05)
-
-    await asyncio.wait_for(wait(), SECONDS)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

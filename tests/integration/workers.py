@@ -16,7 +16,7 @@ from tests.integration.transports import Transport, redis_client
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.integration.worker_app:broker"
-START_SECONDS = 120
+START_SECONDS = 60
 STOP_SECONDS = 30
 
 

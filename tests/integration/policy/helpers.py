@@ -1,4 +1,4 @@
-"""What the tests of a shared policy ask and wait for."""
+"""What the tests of a shared policy ask."""
 
 from __future__ import annotations
 
@@ -17,16 +17,6 @@ ADA = Principal("ada", permissions=["execute"])
 
 def allows(security: FlowSecurity, principal: Principal = ADA) -> bool:
     return security.explain(principal, pipeline="data").allowed
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait until something has been seen that nobody tells of."""
-
-    async def wait() -> None:
-        while not condition():  # noqa: ASYNC110 (nobody tells)
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(wait(), seconds)
 
 
 async def forked(work: Callable[[], bool]) -> int:

@@ -13,8 +13,9 @@ from taskiq_flow_security import BackendUnavailableError, PolicyChange, Revocati
 from taskiq_flow_security.live_policy.document import PolicyDocument
 from taskiq_flow_security.tokens import jws
 from tests.integration.inmemory.harness import SECRET
-from tests.integration.policy.helpers import ADMIN, allows, key_of, until
+from tests.integration.policy.helpers import ADMIN, allows, key_of
 from tests.integration.runs.processes import Deployment
+from tests.integration.waiting import until
 from tests.unit.tokens.keys import OTHER_SECRET, PRIVATE, private_pem, public_pem
 
 pytestmark = pytest.mark.usefixtures("often")

@@ -14,9 +14,10 @@ import pytest_asyncio
 from taskiq_flow_security import BackendUnavailableError, FlowSecurity, PolicyChange, Revocation
 from taskiq_flow_security.live_policy import live
 from tests.integration.inmemory.harness import AuditTrail
-from tests.integration.policy.helpers import ADMIN, allows, forked, until
+from tests.integration.policy.helpers import ADMIN, allows, forked
 from tests.integration.runs.processes import Deployment
 from tests.integration.runs.proxy import Proxy
+from tests.integration.waiting import until
 
 REVOKED = ("authn_token_revoked", "INFO", 'version 2: null -> "for ever"')
 

@@ -19,9 +19,10 @@ from taskiq_flow_security import (
 )
 from taskiq_flow_security.live_policy import live
 from taskiq_flow_security.live_policy.document import PolicyDocument, Revoked
-from tests.integration.policy.helpers import ADA, ADMIN, allows, forked, key_of, until
+from tests.integration.policy.helpers import ADA, ADMIN, allows, forked, key_of
 from tests.integration.runs.processes import Deployment
 from tests.integration.runs.proxy import Proxy
+from tests.integration.waiting import until
 from tests.services import REDIS_URL
 from tests.unit.tokens.keys import OTHER_SECRET, PRIVATE, private_pem, public_pem
 

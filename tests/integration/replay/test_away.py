@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from taskiq_flow_security.tokens.message_signature import MessageSignature
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, Clock, Outcome, Process, Queue, Task, config
 from tests.integration.replay.server import RedisServer
+from tests.integration.waiting import until
 
 SECONDS = 15
 
@@ -48,20 +48,12 @@ def other(new_process: NewProcess, server: RedisServer) -> Process:
     return new_process(shared_store=server.url)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that nobody tells of."""
-    deadline = monotonic() + SECONDS
-    while not condition():
-        assert monotonic() < deadline
-        await asyncio.sleep(0.01)
-
-
 @asynccontextmanager
 async def waiting(process: Process, delivery: Awaitable[Outcome]) -> AsyncIterator[asyncio.Future[Outcome]]:
     """A delivery that waits for the store."""
     process.audit.take()
     delivering = asyncio.ensure_future(delivery)
-    await until(lambda: bool(process.audit.entries))
+    await until(lambda: bool(process.audit.entries), SECONDS)
     assert [(entry.event, entry.reason) for entry in process.audit.take()] == [
         ("task_authz_deny", "backend_unavailable")
     ]
@@ -118,7 +110,7 @@ async def test_what_completes_meanwhile_is_acked_when_that_is_noted(
     stops = stopping(worker, server)
     message = await worker.kick(stops)
     delivery = asyncio.ensure_future(worker.broker.deliver(message))
-    await until(lambda: bool(worker.broker.result_backend.results))
+    await until(lambda: bool(worker.broker.result_backend.results), SECONDS)
     done, _ = await asyncio.wait([delivery], timeout=0.3)
     assert not done  # saved, but not acked
     server.start()
@@ -145,10 +137,10 @@ async def test_what_no_broker_keeps_is_noted_in_the_background_as_soon_as_the_st
     worker.broker.arriving.append(message)
     listening = worker.broker.listen()
     await asyncio.wait_for(worker.broker.receiver.callback(await anext(listening)), SECONDS)
-    await until(lambda: attempts >= 2)  # the first one has failed
+    await until(lambda: attempts >= 2, SECONDS)  # the first one has failed
     server.start()
     with Redis.from_url(server.url) as redis:
-        await until(lambda: bool(redis.keys("*:message:*")))
+        await until(lambda: bool(redis.keys("*:message:*")), SECONDS)
     other.broker.task("stops", pipeline="data")(stops.original_func)
     assert await other.broker.deliver(message) == Outcome(acks=1, stored={})
     assert len(worker.ran) == 1
@@ -164,7 +156,7 @@ async def test_what_has_completed_is_acked_where_the_worker_ends_before_that_can
     worker.broker.arriving.append(AckableMessage(data=message, ack=lambda: acks.append(True)))
     listening = worker.broker.listen()
     callback = asyncio.ensure_future(worker.broker.receiver.callback(await anext(listening)))
-    await until(lambda: bool(worker.broker.result_backend.results))
+    await until(lambda: bool(worker.broker.result_backend.results), SECONDS)
     done, _ = await asyncio.wait([callback], timeout=0.3)
     assert not done
     assert acks == []
@@ -179,7 +171,7 @@ async def test_what_has_completed_is_acked_when_no_copy_of_it_could_run_any_more
 ) -> None:
     stops = stopping(worker, server)
     delivery = asyncio.ensure_future(worker.broker.deliver(await worker.kick(stops)))
-    await until(lambda: bool(worker.broker.result_backend.results))
+    await until(lambda: bool(worker.broker.result_backend.results), SECONDS)
     done, _ = await asyncio.wait([delivery], timeout=0.3)
     assert not done
     clock.now += 100_000
@@ -200,7 +192,7 @@ async def test_what_may_run_once_and_only_waited_runs_in_the_next_worker(
     worker.broker.arriving.append(AckableMessage(data=message, ack=_unexpected))
     listening = worker.broker.listen()
     callback = asyncio.ensure_future(worker.broker.receiver.callback(await anext(listening)))
-    await until(lambda: any(entry.reason == "backend_unavailable" for entry in worker.audit.entries))
+    await until(lambda: any(entry.reason == "backend_unavailable" for entry in worker.audit.entries), SECONDS)
     await listening.aclose()
     with pytest.raises(BackendUnavailableError):
         await asyncio.wait_for(callback, SECONDS)
@@ -268,7 +260,7 @@ async def test_what_waits_in_two_processes_and_completes_in_one_runs_once(
         server.start()
         with Redis.from_url(server.url) as redis:
             # That it is new is known, not believed.
-            await until(lambda: "cmdstat_getrange" in redis.info("commandstats"))
+            await until(lambda: "cmdstat_getrange" in redis.info("commandstats"), SECONDS)
         await worker.broker.deliver(message)
         assert await asyncio.wait_for(delivery, SECONDS) == Outcome(acks=1, stored={})
     assert len(worker.ran) == 1
@@ -282,7 +274,7 @@ async def test_a_kept_message_stays_with_its_broker_where_the_worker_ends(worker
     worker.broker.arriving.append(AckableMessage(data=message, ack=lambda: acks.append(True)))
     listening = worker.broker.listen()
     callback = asyncio.ensure_future(worker.broker.receiver.callback(await anext(listening)))
-    await until(lambda: any(entry.reason == "backend_unavailable" for entry in worker.audit.entries))
+    await until(lambda: any(entry.reason == "backend_unavailable" for entry in worker.audit.entries), SECONDS)
     await listening.aclose()
     with pytest.raises(BackendUnavailableError, match="delivers it again"):
         await asyncio.wait_for(callback, SECONDS)
@@ -299,7 +291,7 @@ async def test_whoever_waits_for_a_message_that_no_broker_keeps_is_told_where_th
     worker.broker.arriving.append(message)
     listening = worker.broker.listen()
     callback = asyncio.ensure_future(worker.broker.receiver.callback(await anext(listening)))
-    await until(lambda: any(entry.reason == "backend_unavailable" for entry in worker.audit.entries))
+    await until(lambda: any(entry.reason == "backend_unavailable" for entry in worker.audit.entries), SECONDS)
     await listening.aclose()
     await asyncio.wait_for(callback, SECONDS)
     [result] = worker.broker.result_backend.results.values()

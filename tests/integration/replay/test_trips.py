@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,20 +15,15 @@ from taskiq_flow_security.replay.redis import _Operation, _Trips
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import Process
 from tests.integration.replay.server import RedisServer
-from tests.integration.replay.test_away import once, until
+from tests.integration.replay.test_away import SECONDS, once
+from tests.integration.waiting import until
 
 
 @pytest.fixture
 def trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many messages each trip was for."""
     made: list[int] = []
-    carry = _Trips._carry
-
-    async def counted(self: _Trips, operations: list[_Operation]) -> None:
-        made.append(len(operations))
-        await carry(self, operations)
-
-    monkeypatch.setattr(_Trips, "_carry", counted)
+    _observe(monkeypatch, lambda operations: made.append(len(operations)))
     return made
 
 
@@ -49,13 +44,7 @@ async def test_a_trip_is_made_in_the_name_of_nobody_whose_message_is_waiting(
     worker: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[object] = []
-    carry = _Trips._carry
-
-    async def noted(self: _Trips, operations: list[_Operation]) -> None:
-        names.append(acting.current())
-        await carry(self, operations)
-
-    monkeypatch.setattr(_Trips, "_carry", noted)
+    _observe(monkeypatch, lambda _: names.append(acting.current()))
     await worker.broker.deliver(await worker.genuine())
     assert names == [None, None]
 
@@ -96,7 +85,7 @@ async def test_what_no_broker_keeps_is_noted_all_the_same(worker: Process, trips
     worker.broker.arriving.append(await worker.genuine())
     listening = worker.broker.listen()
     await worker.broker.receiver.callback(await anext(listening))
-    await until(lambda: trips == [1, 1])
+    await until(lambda: trips == [1, 1], SECONDS)
     await listening.aclose()
 
 
@@ -124,3 +113,14 @@ async def _nothing_can_be_completed(worker: Process, monkeypatch: pytest.MonkeyP
         yield
     finally:
         go_on.set()
+
+
+def _observe(monkeypatch: pytest.MonkeyPatch, note: Callable[[list[_Operation]], None]) -> None:
+    """Have each trip noted as it begins, in its own context."""
+    carry = _Trips._carry
+
+    async def noted(self: _Trips, operations: list[_Operation]) -> None:
+        note(operations)
+        await carry(self, operations)
+
+    monkeypatch.setattr(_Trips, "_carry", noted)
