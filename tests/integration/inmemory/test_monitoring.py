@@ -7,12 +7,14 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 import pytest
 from taskiq import TaskiqDepends
 from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.exceptions import SendTaskError
-from taskiq.message import TaskiqMessage
+from taskiq.formatters.json_formatter import JSONFormatter
+from taskiq.message import BrokerMessage, TaskiqMessage
 from taskiq.serializers import JSONSerializer, ORJSONSerializer
 
 from taskiq_flow_security import Principal, current_principal, guard
@@ -198,6 +200,17 @@ async def test_iterators_that_cannot_be_signed_are_sent_whole(monitored: Process
         assert sent["args"] == [[texts, {"all": texts}, [texts], {"numbers": [1, 2]}]]
 
 
+async def test_iterators_that_cannot_be_signed_are_sent_whole_however_often_something_was_allowed(
+    monitored: Process,
+) -> None:
+    with monitored.security.acting_as(PROCESSOR):
+        for _ in range(4):
+            await monitored.clean.kiq([1])
+            monitored.broker.take()
+        await monitored.clean.kiq(iter(["a", "\ud800"]))
+    assert json.loads(monitored.broker.take())["args"] == [["a", "\ud800"]]
+
+
 @pytest.mark.parametrize("serializer", [JSONSerializer, ORJSONSerializer])
 async def test_iterators_that_cannot_be_sent_are_not(
     monitored: Process, serializer: Callable[[], TaskiqSerializer]
@@ -208,11 +221,31 @@ async def test_iterators_that_cannot_be_sent_are_not(
             await monitored.kick(monitored.echo, iter([object(), 1]))
 
 
-async def test_iterators_are_sent_whole_where_no_key_signs_any_more(new_process: NewProcess) -> None:
+@pytest.fixture
+def keyless(new_process: NewProcess) -> Process:
+    """A process that only watches, and whose key signs no more."""
     key = {"kid": "key", "alg": "HS256", "uses": ["issue", "send"], "secret": SECRET}
-    monitored = new_process(enforcement="monitor", signing_keys=[{**key, "not_after": "2027-01-16T00:00:00Z"}])
-    monitored.clock.now += 86_400
-    assert read(await monitored.kick(monitored.echo, iter([1, 2]))).args == [[1, 2]]
+    keyless = new_process(enforcement="monitor", signing_keys=[{**key, "not_after": "2027-01-16T00:00:00Z"}])
+    keyless.clock.now += 86_400
+    return keyless
+
+
+async def test_iterators_are_sent_whole_where_no_key_signs_any_more(keyless: Process) -> None:
+    assert read(await keyless.kick(keyless.echo, iter([1, 2]))).args == [[1, 2]]
+
+
+async def test_a_formatter_of_ones_own_gets_what_cannot_be_signed_as_it_is(keyless: Process) -> None:
+    formatted: list[object] = []
+
+    class Own(JSONFormatter):
+        def dumps(self, message: TaskiqMessage) -> BrokerMessage:
+            formatted.append(message.args)
+            return super().dumps(message)
+
+    keyless.broker.with_formatter(Own())
+    day = datetime(2027, 1, 1, tzinfo=timezone.utc)
+    await keyless.kick(keyless.echo, day)
+    assert formatted[-1] == [day]
 
 
 @pytest.mark.parametrize("label", ["delay", "queue_ttl"])
