@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from taskiq.message import TaskiqMessage
 
-from taskiq_flow_security.broker.access_requests import registered_pipeline
-from taskiq_flow_security.broker.answers import Answer, Answers, Likeness
+from taskiq_flow_security.broker.answers import Answer, Answers, Likeness, Registration
 from taskiq_flow_security.broker.delivery import Delivery
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
@@ -59,8 +58,7 @@ class Admissions:
                     decision,
                     actor,
                     token,
-                    task,
-                    registered_pipeline(task),
+                    Registration.of(task),
                     Likeness.of(message),
                     in_force,
                     self._authorization.allows_until(token.principal),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.acting import Acting
-from taskiq_flow_security.broker.access_requests import gives_dependency, registered_guard, registered_pipeline
+from taskiq_flow_security.broker.access_requests import gives_dependency
 from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.envelope import Envelope
+from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
@@ -20,8 +21,7 @@ _REMEMBERED = 1000
 """Tasks, at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Likeness:
+class Likeness(NamedTuple):
     """What like messages have in common: all but their ids and arguments."""
 
     task_name: str
@@ -37,13 +37,31 @@ class Likeness:
     def is_of(self, message: TaskiqMessage) -> bool:
         """Whether a message is like these. What cannot be compared is not: other middlewares may put anything there."""
         try:
-            return bool(
-                message.labels == self.labels
-                and message.labels_types == self.labels_types
-                and message.task_name == self.task_name
-            )
+            return (message.task_name, message.labels, message.labels_types) == self
         except Exception:  # noqa: BLE001 (of other people's objects)
             return False
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A task, and what its registration says of whom it may be run by. Either can be replaced later on."""
+
+    task: Task | None
+    function: object
+    """What it runs, and with which guard."""
+    pipeline: object
+    """Its label of that name."""
+
+    @classmethod
+    def of(cls, task: Task | None) -> Registration:
+        """That of a task as it is now; of none, where this process does not know it."""
+        return cls(None, None, None) if task is None else cls(task, task.original_func, task.labels.get(PIPELINE_LABEL))
+
+    def is_of(self, task: Task | None) -> bool:
+        """Whether this is that task, as it was registered."""
+        return task is self.task and (
+            task is None or (task.original_func is self.function and task.labels.get(PIPELINE_LABEL) is self.pipeline)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +72,7 @@ class Answer:
     decision: Decision
     actor: Acting
     token: PrincipalToken
-    task: Task | None
-    pipeline: str | None
-    """The task's own, by registration."""
+    registration: Registration
     likeness: Likeness
     in_force: InForce
     until: float
@@ -100,11 +116,9 @@ class Answers(Generic[A]):
             or live.in_force is not answer.in_force
             or live.stale
             or self._clock() >= answer.until
-            or task is not answer.task
-            or registered_pipeline(task) != answer.pipeline
-            or registered_guard(task) is not answer.request.guard
+            or not answer.registration.is_of(task)
             or not answer.likeness.is_of(message)
-            or gives_dependency(message, task)
+            or (message.kwargs and gives_dependency(message, task))
         ):
             return None
         return answer

@@ -92,6 +92,7 @@ class ArrivalDecider:
         message at its broker. Raises `BackendUnavailableError`, so that it is not acked, where the worker ends
         meanwhile.
         """
+        await self._security.live.catch_up()
         if delivery.token is not None and delivery.signature is not None and delivery.error is None:
             try:
                 delivery.error = await self._decide(message, delivery)

@@ -9,8 +9,7 @@ from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security import acting
 from taskiq_flow_security.broker import wire
-from taskiq_flow_security.broker.access_requests import registered_pipeline
-from taskiq_flow_security.broker.answers import Answers, Clearance, Likeness
+from taskiq_flow_security.broker.answers import Answers, Clearance, Likeness, Registration
 from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.envelope import Envelope
 from taskiq_flow_security.broker.kicks import Kick
@@ -91,8 +90,7 @@ class Clearances:
                     decision,
                     actor,
                     token,
-                    task,
-                    registered_pipeline(task),
+                    Registration.of(task),
                     likeness,
                     in_force,
                     until,

@@ -58,6 +58,7 @@ class KickDecider:
     async def authorize(self, kick: Kick) -> None:
         """Decide whether the caller may make a kick, or raise a `FlowSecurityError` in the caller."""
         message = kick.message
+        await self._security.live.catch_up()
         try:
             self.decide(kick)
             if self.counts(kick):

@@ -114,8 +114,6 @@ class SecurityMiddleware(TaskiqMiddleware):
             self._install()
             self._check_format()
         if self._enabled:
-            if self.security.live.stale:
-                await self.security.live.catch_up()
             kick = self.kick_decider.begin(message)
             if kick.clearance is None:
                 await self.kick_decider.authorize(kick)
@@ -124,15 +122,13 @@ class SecurityMiddleware(TaskiqMiddleware):
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         """Decide on the worker; a message that may not run is refused by the time that its function would be called."""
         if self._enabled:
-            if self.security.live.stale:
-                await self.security.live.catch_up()
             delivery = self._arrival_decider.receive(message)
             if not self._arrival_decider.admit_at_once(message, delivery):
                 await self._arrival_decider.admit(message, delivery)
-            if delivery.late or delivery.error is not None:
-                self._install()  # the formatter was replaced, or a refusal needs our dependency overrides
-            if delivery.admitted is None:
-                await self._arrival_decider.refuse(message, delivery)
+                if delivery.late or delivery.error is not None:
+                    self._install()  # the formatter was replaced, or a refusal needs our dependency overrides
+                if delivery.admitted is None:
+                    await self._arrival_decider.refuse(message, delivery)
             run_events.decided(self.security, message, delivery)
         else:
             delivery = Delivery(self.broker, message.task_id, message.task_name)

@@ -29,23 +29,23 @@ def _harmless(tell: Callable[Concatenate[FlowSecurity, P], None]) -> Callable[Co
     @wraps(tell)
     def tell_if_possible(security: FlowSecurity, /, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            if security.run_events.watched:
-                tell(security, *args, **kwargs)
+            tell(security, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 (the task matters more)
             _losses.add(type(error).__name__)
 
     return tell_if_possible
 
 
-@_harmless
 def enqueued(security: FlowSecurity, message: TaskiqMessage, pipeline: object, token: PrincipalToken) -> None:
     """Tell that a message was signed to be sent."""
-    _tell(security, RunEventKind.ENQUEUED, message, pipeline, token)
+    if security.run_events.watched:
+        _tell(security, RunEventKind.ENQUEUED, message, pipeline, token)
 
 
-@_harmless
 def decided(security: FlowSecurity, message: TaskiqMessage, delivery: Delivery) -> None:
     """Tell that a task starts or is refused."""
+    if not security.run_events.watched:
+        return
     if delivery.admitted is not None:
         _tell_of(security, RunEventKind.STARTED, message, delivery)
     elif not delivery.keep_result:  # of a copy of what was told already, there is nothing to tell
@@ -53,17 +53,15 @@ def decided(security: FlowSecurity, message: TaskiqMessage, delivery: Delivery) 
         _tell_of(security, RunEventKind.REFUSED, message, delivery, reason)
 
 
-@_harmless
 def failed(security: FlowSecurity, message: TaskiqMessage, delivery: Delivery, exception: BaseException) -> None:
     """Tell that a task has raised something. One that was requeued has not failed."""
-    if delivery.admitted is not None and not isinstance(exception, NoResultError):
+    if security.run_events.watched and delivery.admitted is not None and not isinstance(exception, NoResultError):
         _tell_of(security, RunEventKind.FAILED, message, delivery, type(exception).__name__)
 
 
-@_harmless
 def completed(security: FlowSecurity, message: TaskiqMessage, delivery: Delivery) -> None:
     """Tell that a task has returned something."""
-    if delivery.admitted is not None:
+    if security.run_events.watched and delivery.admitted is not None:
         _tell_of(security, RunEventKind.COMPLETED, message, delivery)
 
 
@@ -75,6 +73,7 @@ async def flush(security: FlowSecurity) -> None:
         _losses.add(type(error).__name__)
 
 
+@_harmless
 def _tell_of(
     security: FlowSecurity,
     kind: RunEventKind,
@@ -89,6 +88,7 @@ def _tell_of(
     _tell(security, kind, message, pipeline, delivery.token, reason)
 
 
+@_harmless
 def _tell(
     security: FlowSecurity,
     kind: RunEventKind,

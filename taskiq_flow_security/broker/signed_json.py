@@ -28,8 +28,8 @@ def is_sent_by(formatter: TaskiqFormatter) -> bool:
 
 def join(payload: bytes, signature: str) -> bytes:
     """The bytes to send for a payload, which has one label at least: the principal."""
-    head, labels, tail = payload.partition(_LABELS)
-    return b"".join((head, labels, f'"{SIGNATURE_LABEL}":"{signature}",'.encode(), tail))
+    head, _, tail = payload.partition(_LABELS)
+    return b"".join((head, _BEFORE, signature.encode(), _AFTER, tail))
 
 
 def split(data: bytes) -> tuple[str, bytes] | None:

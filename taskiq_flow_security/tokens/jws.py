@@ -111,6 +111,16 @@ def malformed() -> AuthenticationError:
 def check_times(not_before: float, expires_at: float, now: float, leeway: float) -> None:
     """RFC 7519 sections 4.1.4 and 4.1.5; `leeway` in seconds."""
     if now + leeway < not_before:
-        raise AuthenticationError(Reason.NOT_YET_VALID, "Not valid yet; compare the clocks of both machines.")
+        raise not_yet_valid()
     if now - leeway >= expires_at:
-        raise AuthenticationError(Reason.EXPIRED, "No longer valid; ask again.")
+        raise expired()
+
+
+def not_yet_valid() -> AuthenticationError:
+    """The error for what was made by a clock that is ahead."""
+    return AuthenticationError(Reason.NOT_YET_VALID, "Not valid yet; compare the clocks of both machines.")
+
+
+def expired() -> AuthenticationError:
+    """The error for what is too old."""
+    return AuthenticationError(Reason.EXPIRED, "No longer valid; ask again.")

@@ -32,12 +32,12 @@ class Keyring:
     def revoke(self, kids: Iterable[str]) -> None:
         """Neither sign with these keys any more nor believe what they have signed; no others than these."""
         self._revoked = frozenset(kids)
-        self._lasting = {
+        self.lasting = {
             use: keys[0]
             for use, keys in self._signers.items()
             if keys and keys[0].lasts and keys[0].kid not in self._revoked
         }
-        """The key that signs, whenever: the first one, where it has no validity window."""
+        """The key that signs each use whenever, until it is revoked: the first one, where it has no validity window."""
         self._believed = {name: key for name, key in self._by_kid.items() if key.lasts and key.kid not in self._revoked}
         """The keys that verify, whenever."""
 
@@ -54,15 +54,11 @@ class Keyring:
         """Whether this process has a key to sign this with."""
         return any(key.usable(now) and key.kid not in self._revoked for key in self._signers[use])
 
-    def lasting(self, use: Use) -> Key | None:
-        """The key that signs this, whenever, until it is revoked; ``None`` where that depends on when."""
-        return self._lasting.get(use)
-
     def signer(self, use: Use, now: float, until: float | None = None) -> Key:
         """The key to sign with: the first that can be used, of those that can still be used to verify `until` then, if
         there is one. Raises `AuthenticationError` where this process has none.
         """
-        if (lasting := self._lasting.get(use)) is not None:
+        if (lasting := self.lasting.get(use)) is not None:
             return lasting
         first = None
         for key in self._signers[use]:

@@ -99,7 +99,7 @@ class MessageSigner:
 
     def signs_whenever(self) -> bool:
         """Whether the key to send with is the same at any time, until it is revoked."""
-        return self._keyring.lasting(_SEND) is not None
+        return _SEND in self._keyring.lasting
 
     def sign(
         self,
@@ -117,7 +117,7 @@ class MessageSigner:
 
         Raises `AuthenticationError` where this process has no key to do that with.
         """
-        key = self._keyring.lasting(_SEND) or self.signer(now, expires_at, fires=fires)
+        key = self._keyring.lasting.get(_SEND) or self.signer(now, expires_at, fires=fires)
         jti, until = jti or new_id(), int(expires_at)
         signature = MessageSignature(key.kid, jti, now, until, delegation, denied, key.use, counted)
         terms = "" if delegation is NOT_DELEGATED and denied is None and not counted else _terms(signature)

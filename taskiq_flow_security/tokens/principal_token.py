@@ -124,7 +124,7 @@ class PrincipalTokens:
 
     def by_lasting_key(self, token: PrincipalToken) -> bool:
         """Whether the key of a token is the one to issue with, whenever."""
-        lasting = self._keyring.lasting(_ISSUE)
+        lasting = self._keyring.lasting.get(_ISSUE)
         return lasting is not None and lasting.kid == token.kid
 
     def verify(self, text: object, now: float) -> PrincipalToken:
