@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+
+from taskiq.utils import maybe_awaitable
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
     """Wait until something has been seen that nobody tells of."""
 
     async def wait() -> None:
-        while not condition():  # noqa: ASYNC110 (nobody tells)
+        while not await maybe_awaitable(condition()):  # noqa: ASYNC110 (nobody tells)
             await asyncio.sleep(0.01)
 
     await asyncio.wait_for(wait(), seconds)

@@ -33,6 +33,7 @@ from tests.attacks.forging import PRINCIPAL, SIGNATURE, claims_of, principal_of,
 from tests.integration.inmemory import tasks
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Clock, Process
+from tests.integration.waiting import until
 
 EVERYWHERE = Principal("carol", permissions=["execute"])
 
@@ -182,8 +183,7 @@ async def test_a_task_that_cannot_be_counted_waits_until_it_can(
     with monkeypatch.context() as away:
         away.setattr(RateLimits, "hit_all", _nowhere)
         delivered = asyncio.create_task(worker.broker.deliver(await api.genuine()))
-        while not any(entry.reason == "backend_unavailable" for entry in worker.audit.entries):  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await until(lambda: any(entry.reason == "backend_unavailable" for entry in worker.audit.entries))
         assert worker.ran == []
     assert (await delivered).acks == 1
     assert len(worker.ran) == 1

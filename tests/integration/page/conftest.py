@@ -22,11 +22,11 @@ def address() -> Iterator[str]:
     """Where the API is."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(make_app(), lifespan="on", log_config=None))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
         server.should_exit = True
-        thread.join()
+        thread.join(10)
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,12 @@ SECONDS = 1.0
 EVERYTHING = PolicyChange(pipeline_acls={"data": {"execute": ["ops"]}}, roles={"ada": ["ops"]})
 
 
+async def stands(deployment: Deployment, redis: Redis, policy: bytes | str | None, *denying: FlowSecurity) -> bool:
+    """Whether this policy stands in the store; whatever does, these processes deny."""
+    assert not any(allows(process) for process in denying)
+    return bool(await redis.get(key_of(deployment)) == policy)
+
+
 async def test_a_change_is_in_force_everywhere_within_a_second(deployment: Deployment) -> None:
     one, other = deployment.process(), deployment.process()
     assert allows(one)
@@ -82,8 +88,7 @@ async def test_a_policy_that_is_deleted_is_put_back(deployment: Deployment, redi
     one = deployment.process()
     await one.administration.revoke(ADMIN, Revocation(subject="ada"))
     kept = await redis.getdel(key_of(deployment))
-    while await redis.get(key_of(deployment)) != kept:  # noqa: ASYNC110 (nobody tells)
-        await asyncio.sleep(0.01)
+    await until(lambda: stands(deployment, redis, kept))
     assert not allows(deployment.process())
 
 
@@ -99,10 +104,7 @@ async def test_an_old_policy_that_is_brought_back_counts_nowhere_and_is_replaced
     await until(lambda: not allows(other))
     newest = await redis.get(key_of(deployment))
     await redis.set(key_of(deployment), old)
-    while await redis.get(key_of(deployment)) != newest:
-        assert not allows(one)
-        assert not allows(other)
-        await asyncio.sleep(0.01)
+    await until(lambda: stands(deployment, redis, newest, one, other))
 
 
 @pytest.mark.usefixtures("often")
@@ -152,9 +154,7 @@ async def test_what_nobody_has_signed_counts_nowhere_and_is_replaced(
     await one.administration.revoke(ADMIN, Revocation(subject="ada"))
     newest = await redis.get(key_of(deployment))
     await redis.set(key_of(deployment), garbage)
-    while await redis.get(key_of(deployment)) != newest:
-        assert not allows(one)
-        await asyncio.sleep(0.01)
+    await until(lambda: stands(deployment, redis, newest, one))
 
 
 async def test_what_could_be_no_policy_is_not_even_read(deployment: Deployment, redis: Redis) -> None:
