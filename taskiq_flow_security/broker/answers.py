@@ -44,24 +44,23 @@ class Likeness(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A task, and what its registration says of whom it may be run by. Either can be replaced later on."""
+    """What a task's registration says of who may run it, all of which can be replaced later on."""
 
-    task: Task | None
     function: object
-    """What it runs, and with which guard."""
+    """What it runs, and with which guard; ``None`` where this process does not know the task."""
     pipeline: object
     """Its label of that name."""
 
     @classmethod
     def of(cls, task: Task | None) -> Registration:
-        """That of a task as it is now; of none, where this process does not know it."""
-        return cls(None, None, None) if task is None else cls(task, task.original_func, task.labels.get(PIPELINE_LABEL))
+        """What it says now."""
+        return cls(None, None) if task is None else cls(task.original_func, task.labels.get(PIPELINE_LABEL))
 
     def is_of(self, task: Task | None) -> bool:
-        """Whether this is that task, as it was registered."""
-        return task is self.task and (
-            task is None or (task.original_func is self.function and task.labels.get(PIPELINE_LABEL) is self.pipeline)
-        )
+        """Whether this is what it says of a task now."""
+        if task is None:
+            return self.function is None
+        return task.original_func is self.function and task.labels.get(PIPELINE_LABEL) is self.pipeline
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from taskiq.kicker import AsyncKicker
 
 from taskiq_flow_security import (
     AuthenticationError,
@@ -16,9 +18,11 @@ from taskiq_flow_security import (
     PolicyChange,
     PolicyConflictError,
     Revocation,
+    SecurityMiddleware,
 )
 from taskiq_flow_security.live_policy import live
 from taskiq_flow_security.live_policy.document import PolicyDocument, Revoked
+from tests.integration.inmemory.harness import AuditTrail, Queue
 from tests.integration.policy.helpers import ADA, ADMIN, allows, forked, key_of
 from tests.integration.runs.processes import Deployment
 from tests.integration.runs.proxy import Proxy
@@ -236,6 +240,27 @@ async def test_who_starts_while_the_store_is_away_denies_until_it_is_there(
     assert not allows(security)
     await proxy.open()
     await until(lambda: allows(security))
+
+
+async def test_who_decides_before_the_policy_is_known_lets_others_go_on_until_it_is(
+    deployment: Deployment, proxy: Proxy, audit: AuditTrail
+) -> None:
+    """The proxy, in the same event loop, is one of them: nothing would come from the store if they had to wait."""
+    ran: list[int] = []
+    api, worker = Queue(), Queue()
+
+    @worker.task(task_name="note")
+    async def note(number: int) -> None:
+        ran.append(number)
+
+    worker.add_middlewares(SecurityMiddleware(deployment.process(url=proxy.url)))
+    security = deployment.process(url=proxy.url)
+    api.add_middlewares(SecurityMiddleware(security))
+    with security.acting_as(ADA):
+        await AsyncKicker[Any, Any]("note", api, {}).kiq(1)
+    assert (await worker.deliver(api.take())).acks == 1
+    assert ran == [1]
+    assert not [entry for entry in audit.entries if entry.outcome == "deny"]
 
 
 async def test_a_forked_process_looks_at_the_store_for_itself(deployment: Deployment) -> None:
