@@ -1,10 +1,12 @@
 """Watch the runs of a pipeline over the API's WebSocket, as they happen. Needs no service.
 
-Serve the API with ``uvicorn examples.websocket_client:app``; run as a program, it serves itself and watches.
+Serve the API with ``ANALYST_KEY=<your key> uvicorn examples.websocket_client:app``; run as a program, it serves itself
+and watches.
 """
 
 import asyncio
 import json
+import os
 import secrets
 import socket
 
@@ -18,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from taskiq_flow_security import TaskiqFlowConfig
 from taskiq_flow_security.http import create_visualization_api
 
-ANALYST_KEY = secrets.token_urlsafe()
+ANALYST_KEY = os.environ.get("ANALYST_KEY") or secrets.token_urlsafe()
 
 config = TaskiqFlowConfig(
     jwt_secret=secrets.token_urlsafe(32),  # in a deployment, the same in every process

@@ -32,8 +32,10 @@ from taskiq_flow_security.setting_types import (
     Origin,
     Permissions,
     PipelineAcls,
+    PipelineLimits,
     RateLimit,
     TaskAcls,
+    TaskLimits,
     check_hs256_secret,
     explain,
 )
@@ -180,9 +182,9 @@ class TaskiqFlowConfig(BaseSettings):
     """By endpoint, instead of the built-in ones."""
     role_rate_limits: dict[str, dict[str, RateLimit]] = {}
     """By role, then by endpoint, instead of both; the most generous one of the caller's roles counts."""
-    task_rate_limits: dict[str, RateLimit] = {}
+    task_rate_limits: TaskLimits = {}
     """By task: how often each principal may kick it, beside what its `@guard` says."""
-    pipeline_rate_limits: dict[str, RateLimit] = {}
+    pipeline_rate_limits: PipelineLimits = {}
     """By pipeline: how often each principal may kick its tasks. The steps that follow from a kick do not count."""
     principal_rate_limit: RateLimit | None = None
     """How often each principal may kick anything."""
@@ -207,7 +209,7 @@ class TaskiqFlowConfig(BaseSettings):
     websocket_auth_timeout: float = Field(default=10, gt=0, le=300)
     """Seconds in which a client without credentials in its handshake must send them."""
     websocket_max_message_size: int = Field(default=65_536, ge=1024)
-    """Bytes of a client's message at most, or characters if it is text."""
+    """Bytes of a client's message, at most."""
     websocket_origins: list[Origin] = []
     """Origins of web pages that may connect, beside the one that the API itself is served from."""
 

@@ -97,7 +97,7 @@ class MemoryWindows:
         return hits[-amount] - expired if amount else float(seconds)
 
     def _drop_old(self, seconds: int, expired: float) -> None:
-        """Drop two of the identities whose last use is over, if there are: more than a hit can have added."""
+        """Drop two of the identities whose last use is over, or that are too many: more than a hit can have added."""
         windows = self._windows[seconds]
         for _ in range(2):
             oldest, hits = next(iter(windows.items()))
@@ -124,14 +124,13 @@ class RateLimits:
             TypeError,
             ValueError,
         ):
-            problem = True
-        else:
-            problem = False
-        if problem:
-            raise ConfigurationError(
+            problem = (
                 "rate_limit_storage: is not an asynchronous storage of the limits package; "
                 'use "memory://" or "redis://host:6379" (extra: redis)'
             )
+        else:
+            return
+        raise ConfigurationError(problem)  # out here, so that it does not carry the URL with its password along
 
     async def hit(self, limit: str, *identifiers: str, name: str | None = None) -> None:
         """Count one use by `identifiers`. `name` is what the error calls the limit.

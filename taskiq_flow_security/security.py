@@ -34,13 +34,7 @@ _logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-_UNSAFE = (
-    "unsafe_jwt_without_exp",
-    "unsafe_pickle_messages",
-    "unsafe_allow_replays",
-    "unsafe_allow_unchecked",
-    "unsafe_allow_uncounted",
-)
+_UNSAFE = tuple(name for name in TaskiqFlowConfig.model_fields if name.startswith("unsafe_"))
 """Settings that let something in, and are logged wherever they are set."""
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from ipaddress import ip_network
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from limits import parse_many
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 
 from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, TASK_PREFIX
 from taskiq_flow_security.core.principal import ALL_PIPELINES, Permission
+
+V = TypeVar("V")
 
 MIN_HS256_SECRET_BYTES = 32
 """RFC 7518 section 3.2: a key of at least the size of the hash output."""
@@ -83,33 +85,40 @@ Names = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as
 AclConfig = dict[Permission, Names]
 
 
+def _check_name(name: str) -> None:
+    if name in ("", ALL_PIPELINES):
+        raise ValueError(f'"{name}" is not a name; name one pipeline or task')
+
+
+def _check_pipelines(by_pipeline: dict[str, V]) -> dict[str, V]:
+    for name in by_pipeline:
+        _check_name(name)
+        if name.startswith(TASK_PREFIX):
+            raise ValueError(f'"{name}" is a task; name it in task_acls or task_rate_limits, without "{TASK_PREFIX}"')
+        if name.startswith(ENDPOINT_PREFIX):
+            raise ValueError(f'"{name}" is an endpoint; only pipelines and tasks can be named')
+    return by_pipeline
+
+
+def _check_tasks(by_task: dict[str, V]) -> dict[str, V]:
+    for name in by_task:
+        _check_name(name)
+        if name.startswith(TASK_PREFIX):
+            raise ValueError(f'name the task without "{TASK_PREFIX}": "{name.removeprefix(TASK_PREFIX)}"')
+    return by_task
+
+
 def _check_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
-    for name, acl in acls.items():
-        if name in ("", ALL_PIPELINES):
-            raise ValueError(f'"{name}" is not a name; an ACL names one pipeline or task')
+    for acl in acls.values():
         for roles in acl.values():
             check_roles(roles)
     return acls
 
 
-def _check_pipeline_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
-    for name in acls:
-        if name.startswith(TASK_PREFIX):
-            raise ValueError(f'"{name}" is a task; name it in task_acls, without "{TASK_PREFIX}"')
-        if name.startswith(ENDPOINT_PREFIX):
-            raise ValueError(f'"{name}" is an endpoint; only pipelines and tasks have ACLs')
-    return _check_acls(acls)
-
-
-def _check_task_acls(acls: dict[str, AclConfig]) -> dict[str, AclConfig]:
-    for name in acls:
-        if name.startswith(TASK_PREFIX):
-            raise ValueError(f'name the task without "{TASK_PREFIX}": "{name.removeprefix(TASK_PREFIX)}"')
-    return _check_acls(acls)
-
-
-PipelineAcls = Annotated[dict[str, AclConfig], AfterValidator(_check_pipeline_acls)]
-TaskAcls = Annotated[dict[str, AclConfig], AfterValidator(_check_task_acls)]
+PipelineAcls = Annotated[dict[str, AclConfig], AfterValidator(_check_pipelines), AfterValidator(_check_acls)]
+TaskAcls = Annotated[dict[str, AclConfig], AfterValidator(_check_tasks), AfterValidator(_check_acls)]
+PipelineLimits = Annotated[dict[str, RateLimit], AfterValidator(_check_pipelines)]
+TaskLimits = Annotated[dict[str, RateLimit], AfterValidator(_check_tasks)]
 
 
 _HINTS = {

@@ -117,7 +117,7 @@ class Answers(Generic[A]):
             or self._clock() >= answer.until
             or not answer.registration.is_of(task)
             or not answer.likeness.is_of(message)
-            or (message.kwargs and gives_dependency(message, task))
+            or gives_dependency(message, task)
         ):
             return None
         return answer

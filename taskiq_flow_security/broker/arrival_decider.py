@@ -78,7 +78,7 @@ class ArrivalDecider:
                 return False
             record_arrival_allowed(self._security, message, delivery)
         except BackendUnavailableError:
-            raise  # so that it is not acked
+            raise  # by a sink of the audit log; so that it is not acked
         except Exception as error:  # noqa: BLE001 (whatever it is, the message is refused)
             self._fail(message, delivery, error)
             return False
@@ -154,10 +154,10 @@ class ArrivalDecider:
 
         Raises `BackendUnavailableError` for one that its broker keeps, so that it is not acked when the worker ends.
         """
+        if self._monitoring or delivery.ended is None:
+            return error
         pauses = chain(_PAUSES, repeat(_PAUSES[-1]))
-        while isinstance(error, BackendUnavailableError) and delivery.ended is not None:
-            if self._monitoring:
-                break
+        while isinstance(error, BackendUnavailableError):
             if await ended_within(next(pauses), delivery.ended):
                 if not delivery.kept:
                     break

@@ -100,11 +100,8 @@ class Delivery:
         signature, token = self.signature, self.token
         assert signature is not None  # it was verified
         assert token is not None
-        earliest, latest = now - leeway, now + leeway
-        if latest < signature.issued_at or latest < token.not_before:
-            raise jws.not_yet_valid()
-        if earliest >= signature.expires_at or earliest >= token.expires_at:
-            raise jws.expired()
+        begins, ends = max(signature.issued_at, token.not_before), min(signature.expires_at, token.expires_at)
+        jws.check_times(begins, ends, now, leeway)
 
     def handled_here(self) -> bool:
         """Whether the receiver itself runs this, and not what a function has left running."""

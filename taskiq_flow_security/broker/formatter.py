@@ -19,7 +19,10 @@ class Opener(Protocol):
     """Verifies messages."""
 
     def open(self, data: bytes, inner: TaskiqFormatter) -> TaskiqMessage:
-        """The message that these bytes hold, or one that will be refused. Never raises."""
+        """The message that these bytes hold, or one that will be refused.
+
+        Raises what `inner` does where security is off, and nothing else.
+        """
 
 
 class SigningFormatter(TaskiqFormatter):

@@ -67,8 +67,10 @@ def guard(
     roles = tuple(roles) if isinstance(roles, Iterable) else (roles,)
     if not all(isinstance(role, str) for role in roles):
         raise ConfigurationError("guard: roles must be a list of names; leave it out where the task needs none.")
-    if permission is not None and permission not in set(Permission):
-        raise ConfigurationError(f"guard: permission must be one of {', '.join(Permission)}.")
+    try:
+        needed = None if permission is None else Permission(permission)
+    except ValueError:
+        raise ConfigurationError(f"guard: permission must be one of {', '.join(Permission)}.") from None
     if predicate is not None and (not callable(predicate) or inspect.iscoroutinefunction(predicate)):
         raise ConfigurationError("guard: predicate must be a plain function; it decides, it does not wait.")
     if rate_limit is not None:
@@ -76,13 +78,7 @@ def guard(
             parse_many(rate_limit)
         except ValueError:
             raise ConfigurationError('guard: write rate_limit like "10/minute".') from None
-    rule = Guard(
-        None if permission is None else Permission(permission),
-        frozenset(roles),
-        predicate,
-        rate_limit,
-        at_most_once,
-    )
+    rule = Guard(needed, frozenset(roles), predicate, rate_limit, at_most_once)
 
     def decorate(function: F) -> F:
         if isinstance(function, AsyncTaskiqDecoratedTask):

@@ -53,7 +53,7 @@ class Signer:
                 kick.stand_alone()
                 self._record_unsigned(kick, error)
                 raise  # not tried again: what is iterated over has nothing left by now
-        given, _ = wire.take_credentials(message)
+        given = wire.take_credentials(message)
         if not self._security.enabled:
             return None
         kick = Kick.resume(self._kick_decider, message, given)

@@ -27,7 +27,7 @@ from taskiq_flow_security.errors import (
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.security import FlowSecurity
 from taskiq_flow_security.tokens.keys import Use
-from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL, MessageSignature
+from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL, MessageSignature
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL, PrincipalToken
 
 _logger = logging.getLogger(__name__)
@@ -153,9 +153,7 @@ class Verifier:
                 signature = delivery.signature = security.messages.read(signed_by, payload, now)
                 wire.restore(message, payload)
             token = delivery.token = security.principals.read(principal, now)
-            delivery.principal = token.principal
-            if signature.delegation is not NOT_DELEGATED:
-                delivery.principal = token.principal.within(signature.delegation.scope)
+            delivery.principal = token.principal.within(signature.delegation.scope)
             if wire.unreadable_labels(message):
                 raise AuthenticationError(Reason.INVALID_LABEL, "A label is not of the type it claims.")
             if token.schedule is not None or signature.use is _FIRE:

@@ -179,9 +179,10 @@ def unreadable_labels(message: TaskiqMessage) -> list[str]:
     return unreadable
 
 
-def take_credentials(message: TaskiqMessage) -> tuple[object, object]:
-    """Take principal and signature off a message, so that nobody else gets to see them."""
-    return message.labels.pop(PRINCIPAL_LABEL, None), message.labels.pop(SIGNATURE_LABEL, None)
+def take_credentials(message: TaskiqMessage) -> object:
+    """Take principal and signature off a message, so that nobody else sees them; the principal, if it had one."""
+    message.labels.pop(SIGNATURE_LABEL, None)
+    return message.labels.pop(PRINCIPAL_LABEL, None)
 
 
 def read_label(message: TaskiqMessage, name: str) -> object:

@@ -27,6 +27,9 @@ _BEARER_TYPES = frozenset({"jwt", "at+jwt"})
 _KEY_HEADERS = frozenset({"crit", "jku", "jwk", "x5u", "x5c"})
 """Header parameters by which a token would bring its own key or its own rules (RFC 8725 section 3.10)."""
 
+_TOO_LATE = 253_402_300_800
+"""The year 10000, in seconds since the epoch: whoever names a later moment counts in milliseconds."""
+
 _PUBLIC_ALGORITHMS = frozenset(
     {
         "RS256",
@@ -210,6 +213,8 @@ def _seconds(claims: dict[str, Any], name: str, default: float) -> float:
     value = claims[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise TypeError
+    if value >= _TOO_LATE:
+        raise ValueError("no seconds since the epoch")
     return value
 
 

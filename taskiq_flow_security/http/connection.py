@@ -18,6 +18,7 @@ from taskiq_flow_security.http.problems import problem_of
 _CODES: dict[str, int] = {
     Reason.TOO_MANY_CONNECTIONS: 1013,
     Reason.BACKEND_UNAVAILABLE: 1013,
+    Reason.POLICY_STALE: 1013,
     Reason.INTERNAL_ERROR: 1011,
     Reason.MISCONFIGURED: 1011,
     Reason.MESSAGE_TOO_BIG: 1009,

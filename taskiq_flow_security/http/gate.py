@@ -111,8 +111,7 @@ class Gate:
         security, failed_logins = self.security, self._failed_logins
         if failed_logins is not None:
             failed_logins.check(visit.client, security.clock())
-        if security.live.stale:
-            await security.live.catch_up()
+        await security.live.catch_up()
         try:
             principal = security.authentication.identify(api_key=given.api_key, bearer=given.bearer, txn=visit.txn)
         except AuthenticationError:

@@ -28,7 +28,7 @@ DEFAULTS = {
     "get_status": "30/minute",
     "websocket_connect": "5/minute",
 }
-"""The limits of the guide's endpoints; all others have `rate_limit_default`."""
+"""The limits that the guide names; all other endpoints have `rate_limit_default`."""
 
 WEBSOCKET_LOGIN = "websocket_login"
 """The endpoint that handshakes without credentials are counted by, for each address."""
@@ -75,16 +75,13 @@ class EndpointLimits:
 
     def count(self, endpoint: str, principal: Principal | None, client: Client) -> Awaitable[None]:
         """Count one request, when it is awaited. Raises as `RateLimits.hit`."""
-        limit, identifiers, name = self._hit(endpoint, principal, client)
-        return self._limits.hit(limit, *identifiers, name=name)
+        who = ("client", client.network) if principal is None else ("principal", principal.subject)
+        return self._limits.hit(self._limit(endpoint, principal), "endpoint", endpoint, *who, name=endpoint)
 
-    def at_once(self, endpoint: str, principal: Principal, client: Client) -> Callable[[], None] | None:
+    def at_once(self, endpoint: str, principal: Principal) -> Callable[[], None] | None:
         """What counts such a request as long as the same is in force, as `RateLimits.at_once`."""
-        return self._limits.at_once(self._hit(endpoint, principal, client))
-
-    def _hit(self, endpoint: str, principal: Principal | None, client: Client) -> Hit:
-        what, who = ("client", client.network) if principal is None else ("principal", principal.subject)
-        return Hit(self._limit(endpoint, principal), ("endpoint", endpoint, what, who), endpoint)
+        who = "endpoint", endpoint, "principal", principal.subject
+        return self._limits.at_once(Hit(self._limit(endpoint, principal), who, endpoint))
 
     def _limit(self, endpoint: str, principal: Principal | None) -> str:
         in_force = self._live.in_force

@@ -102,7 +102,7 @@ class Precedents:
         if key_id is None:
             return
         if self._limits is not None:
-            hit = self._limits.at_once(visit.endpoint, principal, visit.client)
+            hit = self._limits.at_once(visit.endpoint, principal)
             if hit is None:
                 return
         if len(self._remembered) >= _REMEMBERED:

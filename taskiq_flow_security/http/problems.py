@@ -102,7 +102,7 @@ def _unauthenticated(error: AuthenticationError) -> Problem:
     if error.reason in _BAD_REQUEST:
         challenge = f'Bearer {_REALM}, error="invalid_request"'
         return Problem(HTTPStatus.BAD_REQUEST, error.reason, detail, {"www-authenticate": challenge})
-    if error.reason in _MISSING:  # RFC 6750 section 3.1: no error code where no token was sent
+    if error.reason in _MISSING:  # RFC 6750 section 3.1: no error code where no token counts
         return Problem(HTTPStatus.UNAUTHORIZED, error.reason, detail, {"www-authenticate": f"Bearer {_REALM}"})
     if error.reason in _REFUSED_KEYS:
         return Problem(HTTPStatus.FORBIDDEN, error.reason, detail)

@@ -57,7 +57,7 @@ class Rule:
             raise ConfigurationError(
                 f"{what}: name the endpoint, in letters, digits and _.:-; limits and audit events go by that name."
             )
-        if self.permission is not None and self.permission not in set(Permission):
+        if self.permission is not None and self.permission not in tuple(Permission):  # whatever it is
             raise ConfigurationError(f"{what}: permission must be one of {', '.join(Permission)}.")
         if self.public and (self.permission is not None or self.pipeline is not None):
             raise ConfigurationError(f"{what}: a public rule asks nobody for a permission; leave one of both out.")
@@ -205,7 +205,7 @@ def with_guide_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     return (*own, *(rule for rule in guide_rules() if not table.hides(rule)))
 
 
-def policy_rules(prefixes: Iterable[str] = ("", "/api")) -> tuple[Rule, ...]:
+def policy_rules(prefixes: Iterable[str]) -> tuple[Rule, ...]:
     """The endpoints that change the policy at run time, under each of these prefixes."""
     return tuple(
         Rule(method, prefix + path, endpoint, Permission.ADMIN)

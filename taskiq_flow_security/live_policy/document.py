@@ -16,8 +16,10 @@ from taskiq_flow_security.setting_types import (
     AclConfig,
     Names,
     PipelineAcls,
+    PipelineLimits,
     RateLimit,
     TaskAcls,
+    TaskLimits,
     check_roles,
     explain,
 )
@@ -175,8 +177,8 @@ class PolicyDocument(_Model):
     """By endpoint."""
     role_rate_limits: dict[Name, dict[str, RateLimit]] = {}
     """By role, then by endpoint."""
-    task_rate_limits: dict[Name, RateLimit] = {}
-    pipeline_rate_limits: dict[Name, RateLimit] = {}
+    task_rate_limits: TaskLimits = {}
+    pipeline_rate_limits: PipelineLimits = {}
     principal_rate_limit: RateLimit | None = None
     rate_limit_default: RateLimit | None = None
     revoked: Revoked = Revoked()

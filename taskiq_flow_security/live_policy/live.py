@@ -65,15 +65,15 @@ class LivePolicy:
         For whoever finds the policy `stale` in an event loop, which `caught_up` would block.
         """
         if self.stale:
-            await asyncio.shield(asyncio.wrap_future(self._follow()))
+            await asyncio.shield(asyncio.wrap_future(self._begin()))
 
     def caught_up(self) -> bool:
         """Whether there is something in force to decide by. Blocks while the store is looked at for the first time."""
         if self.stale:
-            self._follow().result()
+            self._begin().result()
         return not self.stale
 
-    def _follow(self) -> Future[None]:
+    def _begin(self) -> Future[None]:
         with self._starting:
             if self._first_look is None:
                 first_look = self._first_look = Future()

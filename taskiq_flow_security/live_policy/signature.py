@@ -57,10 +57,8 @@ class PolicySigner:
                 f"What is changed at run time may have {MAX_BYTES} bytes; put what stays into the settings."
             )
         key = self._key(document, now)
-        protected = jws.encode_segment(to_json(JwsHeader(alg=key.alg, kid=key.kid, typ=_TYP)))
         claims = _Claims(aud=self._audience, iat=int(now), sha256=sha256(body).hexdigest())
-        payload = jws.encode_segment(to_json(claims))
-        return b"".join((protected, b".", payload, b".", jws.sign(key, protected, payload), b"\n", body))
+        return jws.compact(key, _TYP, to_json(claims)) + b"\n" + body
 
     def read(self, signed: bytes, now: float) -> PolicyDocument:
         """The document that was signed, or `AuthenticationError`. Whoever signed must not be revoked by it."""

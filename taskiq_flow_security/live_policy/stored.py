@@ -50,7 +50,7 @@ class Record(Protocol):
 class StoredPolicy:
     """Takes over what is newer in the store, and puts back there what is older or nobody's.
 
-    `adopt` is called with each document that comes into force. All calls come from one event loop.
+    `on_adopted` is called with each document that comes into force. All calls come from one event loop.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class StoredPolicy:
         store: PolicyStore,
         signer: PolicySigner,
         clock: Callable[[], float],
-        adopt: Callable[[PolicyDocument], None],
+        on_adopted: Callable[[PolicyDocument], None],
     ) -> None:
         self._store = store
         self._signer = signer
         self._clock = clock
-        self._use = adopt
+        self._on_adopted = on_adopted
         self._signed: bytes | None = None
         self._mark = NOTHING
         self._signed_anew: float | None = None
@@ -188,5 +188,5 @@ class StoredPolicy:
         self._adopt(both, signed)
 
     def _adopt(self, document: PolicyDocument, signed: bytes) -> None:
-        self._use(document)
+        self._on_adopted(document)
         self.document, self._signed, self._mark = document, signed, mark_of(signed)

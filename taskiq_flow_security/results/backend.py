@@ -136,10 +136,10 @@ class ProtectedResults(AsyncResultBackend[R]):
     def _outgoing(self, binding: Binding, value: Any) -> Any:
         return Kept(binding, value) if self._keeps_objects and self._seal.enabled else value
 
-    def _incoming(self, binding: Binding, stored: Any, verified: bool) -> Any:
-        """What the backend returned, if it has come by a way on which it was verified."""
+    def _incoming(self, binding: Binding, stored: Any, passed: bool) -> Any:
+        """What the backend returned, if it has `passed` the serializer that verifies, or was kept here."""
         kept = stored if self._keeps_objects and isinstance(stored, Kept) else None
-        if self._seal.enabled and not verified:
+        if self._seal.enabled and not passed:
             if kept is None:
                 self._seal.refuse(binding, Reason.UNSIGNED, "It did not pass a protected result backend.")
             elif kept.binding.task_id != binding.task_id:

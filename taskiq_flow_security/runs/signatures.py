@@ -103,9 +103,7 @@ class RunSignatures:
 
     def _sign(self, use: Use, typ: str, claims: _Claims, now: float) -> str:
         key = self._keyring.signer(use, now)
-        protected = jws.encode_segment(to_json(JwsHeader(alg=key.alg, kid=key.kid, typ=typ)))
-        payload = jws.encode_segment(to_json(claims))
-        text = b".".join((protected, payload, jws.sign(key, protected, payload))).decode()
+        text = jws.compact(key, typ, to_json(claims)).decode()
         if len(text) > jws.MAX_BYTES:
             raise AuthenticationError(Reason.OVERSIZED, f"It does not fit into {jws.MAX_BYTES} bytes.")
         return text

@@ -1,1 +1,1 @@
-"""Signed things: principals (JWT) and messages (detached JWS). Takes the time as an argument, does no I/O."""
+"""Signed things: principals and results (JWT), messages (detached JWS). Takes the time as an argument, does no I/O."""

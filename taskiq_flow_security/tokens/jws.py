@@ -10,6 +10,7 @@ from binascii import a2b_base64, b2a_base64
 from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
 
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
@@ -111,16 +112,13 @@ def malformed() -> AuthenticationError:
 def check_times(not_before: float, expires_at: float, now: float, leeway: float) -> None:
     """RFC 7519 sections 4.1.4 and 4.1.5; `leeway` in seconds."""
     if now + leeway < not_before:
-        raise not_yet_valid()
+        raise AuthenticationError(Reason.NOT_YET_VALID, "Not valid yet; compare the clocks of both machines.")
     if now - leeway >= expires_at:
-        raise expired()
+        raise AuthenticationError(Reason.EXPIRED, "No longer valid; ask again.")
 
 
-def not_yet_valid() -> AuthenticationError:
-    """The error for what was made by a clock that is ahead."""
-    return AuthenticationError(Reason.NOT_YET_VALID, "Not valid yet; compare the clocks of both machines.")
-
-
-def expired() -> AuthenticationError:
-    """The error for what is too old."""
-    return AuthenticationError(Reason.EXPIRED, "No longer valid; ask again.")
+def compact(key: Key, typ: str, claims: bytes) -> bytes:
+    """A compact token of this type by a key, over claims as JSON."""
+    protected = encode_segment(to_json(JwsHeader(alg=key.alg, kid=key.kid, typ=typ)))
+    payload = encode_segment(claims)
+    return b".".join((protected, payload, sign(key, protected, payload)))

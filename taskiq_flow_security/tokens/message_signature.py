@@ -79,12 +79,8 @@ class _Header(JwsHeader):
     counted: bool = False
 
 
-_REQUIRED = sum(field.is_required() for field in _Header.model_fields.values())
-"""How many parameters every header has."""
-
-
 class MessageSigner:
-    """Signs and verifies messages, or schedules, with the keys for `Use.SEND`."""
+    """Signs and verifies messages, or schedules, with the keys for `Use.SEND` or, what schedules send, `Use.FIRE`."""
 
     def __init__(self, keyring: Keyring, leeway: float, typ: str = TYP) -> None:
         self._keyring = keyring
@@ -144,8 +140,6 @@ class MessageSigner:
             raise jws.malformed()
         key = self._keyring.verifier(_SEND, header.kid, now, self._leeway, or_else=_FIRE)
         jws.verify(token, header.alg, payload, key)
-        if len(header.__pydantic_fields_set__) == _REQUIRED:  # on no terms, as most are
-            return MessageSignature(key.kid, header.jti, header.iat, header.exp, NOT_DELEGATED, None, key.use)
         delegation = NOT_DELEGATED
         if header.act or header.scope is not None or header.pipeline is not None:
             scope = UNRESTRICTED if header.scope is None else header.scope.scope()

@@ -88,7 +88,6 @@ class PrincipalTokens:
         Raises `AuthenticationError` where this process has no key to issue with.
         """
         key = self._keyring.signer(_ISSUE, now, expires_at)
-        header = JwsHeader(alg=key.alg, kid=key.kid, typ=TYP)
         claims = _Claims(
             iss=self._issuer,
             aud=self._audience,
@@ -106,9 +105,7 @@ class PrincipalTokens:
             jti=new_id(),
             txn=txn,
         )
-        protected = jws.encode_segment(to_json(header))
-        payload = jws.encode_segment(to_json(claims, exclude_none=True))
-        text = b".".join((protected, payload, jws.sign(key, protected, payload))).decode()
+        text = jws.compact(key, TYP, to_json(claims, exclude_none=True)).decode()
         if len(text) > jws.MAX_BYTES:
             raise AuthenticationError(
                 Reason.OVERSIZED,

@@ -8,7 +8,7 @@ import logging
 import pytest
 from taskiq.message import TaskiqMessage
 
-from taskiq_flow_security import AccessDeniedError, Principal
+from taskiq_flow_security import AccessDeniedError, Principal, UnsignableMessageError
 from taskiq_flow_security.audit import AuditFormatter
 from taskiq_flow_security.broker import wire
 from taskiq_flow_security.tokens.message_signature import Denial
@@ -105,16 +105,10 @@ async def test_the_id_of_a_signature_is_made_harmless_in_the_audit_log(process: 
     assert not any("\n" in str(entry.jti) for entry in audit.take())
 
 
-async def test_the_task_id_of_a_message_that_may_run_is_made_harmless_in_every_log(
-    process: Process, caplog: pytest.LogCaptureFixture
-) -> None:
-    try:
-        data = await process.kick(process.clean.kicker().with_task_id("1\nINFO all is well"), [1])
-    except Exception:
-        return
-    with caplog.at_level(logging.INFO):
-        await process.broker.deliver(data)
-    assert not any("\n" in record.getMessage() for record in caplog.records)
+async def test_a_task_id_that_would_begin_a_line_in_a_log_cannot_be_sent(process: Process) -> None:
+    with pytest.raises(UnsignableMessageError):
+        await process.kick(process.clean.kicker().with_task_id("1\nINFO all is well"), [1])
+    assert process.broker.sent == []
 
 
 async def test_the_reason_that_a_sender_gives_is_made_harmless_in_audit_records(process: Process) -> None:

@@ -362,3 +362,23 @@ async def test_what_is_put_back_is_not_wrapped_again(process: Process, new_proce
         process.ran.clear()
         assert (broker.kick, broker.dependency_overrides) == (kick, overrides)
         assert broker.dependency_overrides is overrides
+
+
+class Bomb:
+    """Explodes where it is unpickled."""
+
+    exploded = False
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _explode, ()
+
+
+def _explode() -> None:
+    Bomb.exploded = True
+
+
+async def test_a_worker_whose_format_becomes_pickle_later_on_unpickles_nothing(process: Process) -> None:
+    process.broker.with_serializer(PickleSerializer())
+    outcome = await process.broker.deliver(pickle.dumps(Bomb()))
+    assert outcome.acks == 1
+    assert not Bomb.exploded

@@ -76,14 +76,11 @@ def test_a_name_given_twice_in_a_variable_is_a_configuration_error(
         FlowSecurity(_from_environment())
 
 
-def test_a_misspelled_variable_is_said_loudly_or_refused(
+def test_a_misspelled_variable_is_said_loudly(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TASKIQ_FLOW_PIPELINE_ACL", '{"data": {"execute": ["operator"]}}')
-    try:
-        FlowSecurity(_from_environment())
-    except ConfigurationError:
-        return
+    FlowSecurity(_from_environment())
     assert "TASKIQ_FLOW_PIPELINE_ACL" in caplog.text
 
 

@@ -82,6 +82,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an ACL for all roles": ({"pipeline_acls": {"a": {"read": ["*"]}}}, "pipeline_acls: "),
     "an ACL for a task among those for pipelines": ({"pipeline_acls": {"task:t": {"read": ["x"]}}}, "task_acls"),
     "an ACL without a name": ({"task_acls": {"": {"read": ["x"]}}}, "task_acls: "),
+    "a limit for all pipelines": ({"pipeline_rate_limits": {"*": "1/hour"}}, "pipeline_rate_limits: "),
+    "a limit for a task among those for pipelines": (
+        {"pipeline_rate_limits": {"task:t": "1/hour"}},
+        "task_rate_limits",
+    ),
+    "a limit for a task that is named as a resource": ({"task_rate_limits": {"task:t": "1/hour"}}, 'without "task:"'),
+    "a proxy that is no address": ({"trusted_proxies": ["proxy.example.com"]}, "trusted_proxies.0: is not an address"),
+    "an origin without a scheme": ({"websocket_origins": ["app.example.com"]}, "websocket_origins.0: is not an origin"),
+    "a store that is no Redis": ({"shared_store": "memcached://host"}, "shared_store: must be"),
     "roles that are no list": ({"task_acls": {"t": {"read": "x"}}}, "task_acls.t.read"),
     "a limit that is none": (
         {"rate_limit_default": "often"},
@@ -202,13 +211,17 @@ def test_a_key_that_is_given_twice_is_refused() -> None:
 
 
 def test_what_weakens_security_is_said_loudly_and_once(caplog: pytest.LogCaptureFixture) -> None:
-    for settings, expected in (
+    weak: list[tuple[dict[str, Any], str]] = [
         ({"security_enabled": False}, "security_enabled is False"),
         ({"jwt_secret": SECRET, "enforcement": "monitor"}, "monitor"),
-        ({"jwt_secret": SECRET, "unsafe_jwt_without_exp": True}, "unsafe_jwt_without_exp"),
-        ({"jwt_secret": SECRET, "unsafe_pickle_messages": True}, "unsafe_pickle_messages"),
+        *(
+            ({"jwt_secret": SECRET, name: True}, name)
+            for name in TaskiqFlowConfig.model_fields
+            if name.startswith("unsafe_")
+        ),
         ({"jwt_secret": SECRET, "api_keys": {"short": ENTRY}}, "fewer than"),
-    ):
+    ]
+    for settings, expected in weak:
         caplog.clear()
         FlowSecurity(TaskiqFlowConfig(**settings))
         [record] = [record for record in caplog.records if record.levelno == logging.WARNING]

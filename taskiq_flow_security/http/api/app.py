@@ -19,7 +19,7 @@ from taskiq_flow_security.http.api.endpoints import Endpoints
 from taskiq_flow_security.http.api.failures import on_http_exception, on_security_error, on_unexpected_error
 from taskiq_flow_security.http.api.live import Live
 from taskiq_flow_security.http.api.policy import PolicyEndpoints
-from taskiq_flow_security.http.api.run_states import check_results
+from taskiq_flow_security.http.api.run_states import warn_if_read_once
 from taskiq_flow_security.http.middleware import HTTPSecurityMiddleware
 from taskiq_flow_security.http.rules import Rule, policy_rules
 from taskiq_flow_security.pipelines import Catalogue
@@ -88,7 +88,7 @@ class VisualizationAPI:
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         await self.broker.startup()
-        check_results(self.broker.result_backend)
+        warn_if_read_once(self.broker.result_backend)
         try:
             yield
         finally:

@@ -33,7 +33,7 @@ SEND_SECONDS = 10.0
 MAX_SUBSCRIPTIONS = 100
 
 FORBIDDEN = 4403
-INTERNAL_ERROR = 1011  # RFC 6455, section 7.4.1
+INTERNAL_ERROR, TRY_AGAIN_LATER = 1011, 1013  # RFC 6455, section 7.4.1, and its registry
 
 
 class Live:
@@ -137,8 +137,11 @@ class _Connection:
                 await self._send(Event(**event._asdict()))
 
     async def _deny(self, pipeline_id: str, reason: Reason) -> None:
-        await self._send(Error(reason=reason, detail="You may not read this pipeline.", pipeline_id=pipeline_id))
-        await self._close(FORBIDDEN)
+        detail, code = "You may not read this pipeline.", FORBIDDEN
+        if reason is Reason.POLICY_STALE:
+            detail, code = "Nobody can tell now who may read it; try again later.", TRY_AGAIN_LATER
+        await self._send(Error(reason=reason, detail=detail, pipeline_id=pipeline_id))
+        await self._close(code)
 
     async def _send(self, message: BaseModel) -> None:
         async with self._sending:

@@ -93,8 +93,8 @@ _PROBLEMS = {
     500: "An unexpected error.",
     503: "Something that is needed for this is away.",
 }
-_EVERYWHERE = (429, 500, 503)
-_WITH_CREDENTIALS = (400, 401, 403)
+_EVERYWHERE = (403, 429, 500, 503)
+_WITH_CREDENTIALS = (400, 401)
 _WITH_BODY = (408, 413, 415, 422)
 
 _HEADERS = {

@@ -103,7 +103,7 @@ class RunStates:
             raise BackendUnavailableError("The result cannot be read now.") from error
 
 
-def check_results(backend: AsyncResultBackend[Any]) -> None:
+def warn_if_read_once(backend: AsyncResultBackend[Any]) -> None:
     """Warn at start-up where a result is gone as soon as anybody has looked at its run."""
     inner = backend.inner if isinstance(backend, ProtectedResults) else backend
     if getattr(inner, "keep_results", True) is False:  # so taskiq-redis and taskiq-nats call it

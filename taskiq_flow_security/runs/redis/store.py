@@ -81,8 +81,6 @@ class RedisRunStore:
 
     async def recent(self, pipeline_id: str, limit: int = 20) -> list[Run]:
         """The pipeline's latest runs, the newest first. Raises `BackendUnavailableError` if nobody can tell now."""
-        if limit <= 0:
-            return []
         texts = await self._do(self._read_list(self._names.recent(pipeline_id)))
         # One may have been put there again, also as it was before its outcome was known.
         runs = sorted(self._believe(texts, pipeline_id), key=lambda run: (run.started_at, run.outcome is not None))

@@ -467,12 +467,11 @@ async def test_an_explicit_kick_of_a_shared_task_is_not_made_in_the_name_of_a_fo
     try:
         for principal in (PROCESSOR, Principal("carol", roles=["processor"])):
             kicker = shared.kicker().with_broker(process.broker).with_labels(**process.security.labels_for(principal))
-            with suppress(FlowSecurityError):
+            with pytest.raises(ConfigurationError):
                 await kicker.kiq()
-        with suppress(FlowSecurityError):
+        with pytest.raises(AuthenticationError):
             await shared.kicker().with_broker(process.broker).kiq()
-        sent = [claims_of(principal_of(read(data)))["sub"] for data in process.broker.sent]
-        assert sent in ([], ["alice"], ["alice", "carol"])
+        assert process.broker.sent == []
     finally:
         async_shared_broker.global_task_registry.pop(shared.task_name)
 

@@ -55,7 +55,7 @@ def test_a_guarded_function_keeps_its_name_and_its_documentation() -> None:
     assert function.__wrapped__(1) is None  # type: ignore[attr-defined]  # see `functools.wraps`
 
 
-def test_a_function_guarded_twice_is_a_configuration_error_or_asks_for_both() -> None:
+def test_a_function_guarded_twice_is_a_configuration_error() -> None:
     @guard(roles=["processor"])
     async def function() -> None: ...
 

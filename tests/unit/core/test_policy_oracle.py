@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations, product
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +69,46 @@ def guard_oracle(guard: Guard, who: Principal, granted: object) -> bool:
         )
     except ZeroDivisionError:
         return False
+
+
+EVERY_ACL: list[dict[Permission, set[str]] | None] = [
+    None,
+    {},
+    {Permission.EXECUTE: {"processor"}},
+    {permission: {"processor"} for permission in Permission},
+]
+EVERY_SET = [frozenset(some) for size in range(4) for some in combinations(Permission, size)]
+EVERY_GUARD = [
+    None,
+    *(
+        Guard(*parts)
+        for parts in product(
+            [None, *Permission],
+            [frozenset[str](), frozenset({"processor"})],
+            [None, lambda *_: True, lambda *_: 1, lambda *_: 1 / 0],
+        )
+    ),
+]
+
+
+def test_the_policy_decides_every_combination_as_its_specification_says() -> None:
+    for pipeline_acl, task_acl in product(EVERY_ACL, EVERY_ACL):
+        acls = ({} if pipeline_acl is None else {"a": pipeline_acl}), ({} if task_acl is None else {"t": task_acl})
+        policy = Policy.from_roles(*acls)
+        for parts in product([(), ("processor",)], [None, *EVERY_SET], [(), ("*",), ("a",), ("task:t",)]):
+            who = Principal("alice", *parts)
+            for asked in product(Permission, [None, "a"], ["t"], EVERY_GUARD):
+                what = AccessRequest(*asked)
+                assert decide(policy, who, what).allowed is oracle(*acls, who, what)
+
+
+def test_a_permission_that_a_guard_asks_for_cannot_have_been_given_up() -> None:
+    policy = Policy.from_roles({"a": {permission: ["processor"] for permission in Permission}}, {})
+    who = Principal("alice", roles=["processor"])
+    what = AccessRequest(Permission.EXECUTE, "a", guard=Guard(permission=Permission.READ))
+    assert decide(policy, who, what)
+    assert not decide(policy, who.restrict(permissions=["execute"]), what)
+    assert decide(policy, who.restrict(permissions=["execute", "read"]), what)
 
 
 @given(pipeline_acls, task_acls, principals, requests)

@@ -12,6 +12,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.algorithms import RSAAlgorithm
 
 from taskiq_flow_security import (
     AuthenticationError,
@@ -135,13 +136,17 @@ def test_a_public_key_that_is_none_is_a_configuration_error(text: str) -> None:
         security(jwt_public_keys=[text])
 
 
-def test_a_small_rsa_key_and_another_curve_are_configuration_errors() -> None:
+def test_a_small_rsa_key_and_another_curve_are_configuration_errors(tmp_path: Path) -> None:
     small = rsa.generate_private_key(65537, 1024).public_key()  # noqa: S505 (that is the point)
     curve = ec.generate_private_key(ec.SECP384R1()).public_key()
     for key in (small, curve):
         text = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         with pytest.raises(ConfigurationError, match="jwt_public_keys"):
             security(jwt_public_keys=[text])
+    path = tmp_path / "jwks.json"
+    path.write_text(json.dumps({"keys": [RSAAlgorithm.to_jwk(small, as_dict=True) | {"alg": "RS256"}]}))
+    with pytest.raises(ConfigurationError, match="jwt_jwks_file"):
+        security(jwt_jwks_file=path)
 
 
 @pytest.mark.parametrize(
