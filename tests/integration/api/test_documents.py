@@ -58,6 +58,16 @@ def test_the_document_has_every_endpoint_that_has_a_rule() -> None:
     } == described
 
 
+async def test_what_a_public_endpoint_answers_over_an_open_connection_is_in_the_document() -> None:
+    async with serving(Deployment(config(require_https=True)).api) as client:
+        health = (await client.http.get("/openapi.json", headers={"X-Forwarded-Proto": "https"})).json()["paths"][
+            "/health"
+        ]
+        answer = await client.http.get("/health", headers={"X-Forwarded-Proto": "http"})
+    assert answer.status_code == 403
+    assert "403" in health["get"]["responses"]
+
+
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/api/docs", "/api/openapi.json"])
 async def test_everybody_may_see_the_documents(path: str) -> None:
     async with serving(Deployment(config()).api) as client:

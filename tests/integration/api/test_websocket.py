@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from websockets.exceptions import ConnectionClosed
 
+from taskiq_flow_security import BackendUnavailableError
 from taskiq_flow_security.http.api import live as live_module
 from taskiq_flow_security.runs.events import RunEvent, RunEventKind
 from tests.integration.api.pipelines import Deployment
@@ -74,6 +75,23 @@ async def test_a_pipeline_that_may_not_be_read_ends_the_connection_also_after_on
         with pytest.raises(ConnectionClosed):
             await live.receive()
     assert live.connection.close_code == 4403
+
+
+async def test_while_nobody_knows_the_policy_the_connection_ends_with_a_code_to_try_again(
+    served: Deployment, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nowhere() -> bytes:
+        raise BackendUnavailableError("The store is away.")
+
+    security = served.api.security
+    async with client.live(VIEWER) as live, client.live(VIEWER) as other:
+        await live.ask(type="subscribe", pipeline_id="tables")
+        monkeypatch.setattr(security.live._stored._store, "mark", nowhere)
+        security.live.stale = True
+        security.run_events.publish(RunEvent("tables", "run", RunEventKind.STARTED, 0.0, "clean", "1"))
+        refusals = [await live.receive(), await other.ask(type="subscribe", pipeline_id="tables")]
+    assert {(refusal["type"], refusal["reason"]) for refusal in refusals} == {("error", "policy_stale")}
+    assert live.connection.close_code == other.connection.close_code == 1013
 
 
 async def test_a_pipeline_that_there_is_not_is_an_error_and_the_connection_goes_on(client: Client) -> None:

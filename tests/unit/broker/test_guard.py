@@ -22,6 +22,7 @@ async def waits(_principal: Principal, _arguments: object) -> bool:
         (lambda: guard(roles=None), "roles must be a list of names; leave it out"),  # type: ignore[arg-type]
         (lambda: guard(roles=[None]), "roles must be a list of names"),  # type: ignore[list-item]
         (lambda: guard(permission="fly"), "permission must be one of read, execute, admin"),
+        (lambda: guard(permission=["execute"]), "permission must be one of"),  # type: ignore[arg-type]
         (lambda: guard(predicate=waits), "predicate must be a plain function"),  # type: ignore[arg-type]
         (lambda: guard(predicate=5), "predicate must be a plain function"),  # type: ignore[arg-type]
         (lambda: guard(rate_limit="often"), "write rate_limit like"),

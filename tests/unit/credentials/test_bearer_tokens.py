@@ -165,6 +165,7 @@ def test_a_small_rsa_key_and_another_curve_are_configuration_errors(tmp_path: Pa
         ({"exp": None}, "invalid_claims"),
         ({"exp": "tomorrow"}, "invalid_claims"),
         ({"exp": True}, "invalid_claims"),
+        ({"exp": (time.time() + 36_000) * 1000}, "invalid_claims"),
         ({"exp": 1}, "expired"),
         ({"exp": -1}, "expired"),
         ({"nbf": time.time() + 36_000}, "not_yet_valid"),

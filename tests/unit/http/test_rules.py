@@ -186,6 +186,7 @@ def test_what_is_asked_of_unknown_paths_is_not_remembered() -> None:
         (("GET", "/a", ""), "endpoint"),
         (("GET", "/a", 'a"\r\nx: y'), "endpoint"),
         (("GET", "/a", "a", "write"), "permission"),
+        (("GET", "/a", "a", ["read"]), "permission"),
         (("GET", "/a", "a", None, "p"), "permission"),
         (("GET", "/a/{x}", "a", "read", "{y}"), "parameter"),
         (("GET", "/a/{x}", "a", "read", "a-{x}"), "pipeline"),
