@@ -50,6 +50,16 @@ class Connection:
         return message
 
     async def send(self, message: Message) -> None:
+        """Pass a message of the application on to the client.
+
+        Raises `ConnectionResetError` for what comes after the end, as servers do (ASGI, "Send: error conditions"), so
+        that an application which only writes ends too.
+        """
+        if self.closed and message["type"] == "websocket.send":
+            raise ConnectionResetError("The connection is closed.")
+        await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
         """Pass a message on to the client, if it still makes sense."""
         kind = message["type"]
         if self.closed or (self.accepted and kind == "websocket.accept"):
@@ -62,7 +72,7 @@ class Connection:
 
     async def send_json(self, content: dict[str, str]) -> None:
         """Send a message of our own."""
-        await self.send({"type": "websocket.send", "text": to_json(content).decode()})
+        await self._pass_on({"type": "websocket.send", "text": to_json(content).decode()})
 
     async def greet(self, principal: Principal) -> None:
         """Tell the client who it is known as, where it has proved that in a message."""
@@ -74,7 +84,7 @@ class Connection:
         Raises `AccessDeniedError` if it is too big, and `AuthenticationError` if it is something else, or does not come
         in time. What came can be received again then.
         """
-        await self.send({"type": "websocket.accept"})
+        await self._pass_on({"type": "websocket.accept"})
         with suppress(asyncio.TimeoutError):
             self._unread = message = await asyncio.wait_for(self.receive(), seconds)
             require_size(message, MAX_FIRST_MESSAGE)
@@ -102,7 +112,7 @@ class Connection:
         if self.accepted:
             named = {} if pipeline_id is None else {"pipeline_id": pipeline_id}
             await self.send_json({"type": "error", "reason": problem.reason, "detail": problem.detail, **named})
-        await self.send({"type": "websocket.close", "code": _code(error), "reason": problem.reason})
+        await self._pass_on({"type": "websocket.close", "code": _code(error), "reason": problem.reason})
 
 
 def _code(error: FlowSecurityError) -> int:

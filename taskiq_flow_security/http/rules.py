@@ -49,6 +49,10 @@ class Rule:
 
     def __post_init__(self) -> None:
         what = f"rule {self.method} {self.path}"
+        if not all(isinstance(text, str) for text in (self.method, self.path, self.endpoint, self.pipeline or "")):
+            raise ConfigurationError(f"{what}: give it as text, all but the permission; one rule for each method.")
+        if not isinstance(self.public, bool):
+            raise ConfigurationError(f"{what}: public must be True or False.")
         if self.method not in _METHODS:
             raise ConfigurationError(f"{what}: the method must be one of {', '.join(sorted(_METHODS))}.")
         if not self.path.startswith("/") or not is_normal(self.path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 from taskiq_flow_security.core.principal import ANONYMOUS, Principal
 from taskiq_flow_security.core.reasons import Reason
@@ -14,6 +13,7 @@ from taskiq_flow_security.http.asgi import App, Header, Receive, Scope, Send
 from taskiq_flow_security.http.connection import Connection
 from taskiq_flow_security.http.conversation import Conversation, refuse
 from taskiq_flow_security.http.credentials import Credentials
+from taskiq_flow_security.http.ending import end
 from taskiq_flow_security.http.gate import Gate
 from taskiq_flow_security.http.limits import WEBSOCKET_LOGIN
 from taskiq_flow_security.http.rules import WEBSOCKET, Match, Rule
@@ -113,7 +113,7 @@ class WebSockets:
         except FlowSecurityError as error:  # of the application: as over HTTP, it is the answer
             await connection.refuse(error)
         finally:
-            await _end(app, watch)
+            await end(app, watch)
 
     async def _login_ends(self, conversation: Conversation) -> Reason:
         """Wait until the login behind a conversation is over, and say why."""
@@ -153,17 +153,6 @@ def _require_origin(visit: Visit, allowed: list[str]) -> None:
     origin = origins[0].decode("latin-1").lower()
     if len(origins) != 1 or origin not in {own, *allowed}:
         raise AccessDeniedError(Reason.ORIGIN, "Pages of this origin may not connect; name it in websocket_origins.")
-
-
-async def _end(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel tasks and wait for their ends, whatever those are."""
-    for task in tasks:
-        task.cancel()
-    # Not `gather`: cancelled itself meanwhile, as by Starlette's TestClient, it would raise that once more at its end.
-    await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # or it is logged as lost
 
 
 def _ended(watch: asyncio.Future[Reason]) -> Exception:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from anyio import move_on_after
 from pydantic import BaseModel, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -23,6 +24,7 @@ from taskiq_flow_security.http.api.messages import (
     Unsubscribed,
     client_message,
 )
+from taskiq_flow_security.http.ending import end
 from taskiq_flow_security.pipelines import Catalogue
 from taskiq_flow_security.security import FlowSecurity
 
@@ -65,9 +67,7 @@ class _Connection:
             await asyncio.wait(own, return_when=asyncio.FIRST_COMPLETED)
         finally:
             tasks = [*own, *self._subscriptions.values()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks)
 
     async def _receive(self) -> None:
         async with self._ending():
@@ -108,8 +108,7 @@ class _Connection:
     async def _unsubscribe(self, pipeline_id: str) -> None:
         subscription = self._subscriptions.pop(pipeline_id, None)
         if subscription is not None:
-            subscription.cancel()
-            await asyncio.gather(subscription, return_exceptions=True)
+            await end(subscription)
         await self._send(Unsubscribed(pipeline_id=pipeline_id))
 
     async def _forward(self, pipeline_id: str) -> None:
@@ -147,15 +146,15 @@ class _Connection:
         async with self._sending:
             if self._closed.is_set():
                 return
-            try:
-                await asyncio.wait_for(self._websocket.send_text(message.model_dump_json()), SEND_SECONDS)
-            except asyncio.TimeoutError:
+            with move_on_after(SEND_SECONDS) as sending:
+                await self._websocket.send_text(message.model_dump_json())
+            if sending.cancelled_caught:
                 self._closed.set()  # who does not even read cannot be told why
 
     async def _close(self, code: int) -> None:
         if not self._closed.is_set():
-            with suppress(RuntimeError, asyncio.TimeoutError):  # it is closed meanwhile, or does not read either
-                await asyncio.wait_for(self._websocket.close(code), SEND_SECONDS)
+            with suppress(RuntimeError), move_on_after(SEND_SECONDS):  # it is closed meanwhile, or does not read either
+                await self._websocket.close(code)
             self._closed.set()
 
     def _refusal(self, pipeline_id: str) -> Reason | None:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 import pytest_asyncio
 from websockets.exceptions import ConnectionClosed
 
 from taskiq_flow_security import BackendUnavailableError
+from taskiq_flow_security.http import HTTPSecurityMiddleware
 from taskiq_flow_security.http.api import live as live_module
 from taskiq_flow_security.runs.events import RunEvent, RunEventKind
 from tests.integration.api.pipelines import Deployment
 from tests.integration.api.server import PROCESSOR, STRANGER, VIEWER, Client, Live, config, serving
+from tests.integration.waiting import until
+
+
+def places_taken(deployment: Deployment) -> bool:
+    middleware = deployment.api._app
+    assert isinstance(middleware, HTTPSecurityMiddleware)
+    return bool(middleware._websockets._places._taken)
+
 
 each_path = pytest.mark.parametrize("path", ["/ws", "/api/ws"])
 
@@ -92,6 +102,39 @@ async def test_while_nobody_knows_the_policy_the_connection_ends_with_a_code_to_
         refusals = [await live.receive(), await other.ask(type="subscribe", pipeline_id="tables")]
     assert {(refusal["type"], refusal["reason"]) for refusal in refusals} == {("error", "policy_stale")}
     assert live.connection.close_code == other.connection.close_code == 1013
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "is refused"])
+async def test_whoever_does_not_wait_for_an_answer_leaves_no_connection_behind(leaves: bool) -> None:
+    deployment = Deployment(config(websocket_max_connections=1, rate_limits={"websocket_connect": "100/minute"}))
+    async with serving(deployment.api) as client:
+        for _ in range(10):
+            async with client.live(VIEWER) as live:
+                await live.send(type="subscribe", pipeline_id="tables")
+                if not leaves:
+                    await live.send(type="subscribe", pipeline_id="forbidden")
+                    with suppress(ConnectionClosed):
+                        while True:
+                            await live.receive()
+            await until(lambda: not places_taken(deployment))
+
+
+async def test_unsubscribing_is_answered_while_events_flow(served: Deployment, client: Client) -> None:
+    async def flow() -> None:
+        while True:
+            served.api.security.run_events.publish(RunEvent("tables", "run", RunEventKind.STARTED, 0.0, "clean", "1"))
+            await asyncio.sleep(0)
+
+    flowing = asyncio.create_task(flow())
+    try:
+        async with client.live(VIEWER) as live:
+            for _ in range(30):
+                for asked, answer in (("subscribe", "subscribed"), ("unsubscribe", "unsubscribed")):
+                    await live.send(type=asked, pipeline_id="tables")
+                    while (await live.receive())["type"] != answer:
+                        pass
+    finally:
+        flowing.cancel()
 
 
 async def test_a_pipeline_that_there_is_not_is_an_error_and_the_connection_goes_on(client: Client) -> None:

@@ -19,7 +19,8 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 from taskiq import InMemoryBroker
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -152,6 +153,31 @@ async def test_the_guides_limit_of_websocket_connections() -> None:
             await connect(f"ws://127.0.0.1:{port}/ws", additional_headers={"X-API-Key": VIEWER})
     assert refusal.value.response.status_code == 429
     assert "Retry-After" in refusal.value.response.headers
+
+
+async def test_an_application_that_only_writes_ends_when_its_client_has_gone() -> None:
+    ended = asyncio.Event()
+
+    async def ticks(websocket: WebSocket) -> None:
+        await websocket.accept()
+        reader = asyncio.create_task(websocket.receive())  # by which the connection knows
+        try:
+            while True:
+                await websocket.send_text("tick")
+                await asyncio.sleep(0.01)
+        finally:
+            reader.cancel()
+            ended.set()
+
+    edge = Edge(settings=PLAIN)
+    app = Starlette(routes=[WebSocketRoute("/ticks", ticks)])
+    app.add_middleware(
+        HTTPSecurityMiddleware, security=edge.security, rules=[Rule("WEBSOCKET", "/ticks", "ticks", "read")]
+    )
+    async with serve(app) as port:
+        async with connect(f"ws://127.0.0.1:{port}/ticks", additional_headers={"X-API-Key": ADMIN}) as socket_:
+            assert await socket_.recv() == "tick"
+        await asyncio.wait_for(ended.wait(), 10)
 
 
 @pytest.mark.parametrize("ws", ["websockets-sansio", "wsproto"])
