@@ -67,7 +67,7 @@ async def welcome() -> str:
 
 
 @app.get("/me")
-async def me(caller: Principal = Depends(current_principal)) -> str:  # noqa: B008 (FastAPI's way)
+async def me(caller: Principal = Depends(current_principal)) -> str:
     return caller.subject
 
 

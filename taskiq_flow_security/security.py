@@ -148,7 +148,8 @@ class FlowSecurity:
     def acting_as(self, principal: Principal, *, pipeline: str | None = None) -> Iterator[Principal]:
         """Kick tasks in this principal's name inside the block.
 
-        `pipeline` names the pipeline of tasks that belong to none by registration.
+        `pipeline` names the pipeline of tasks that belong to none by registration. Without it, it stays what it is for
+        whoever acts here already.
         """
         if not isinstance(principal, Principal):
             raise TypeError(f"acting_as needs a Principal, not {type(principal).__name__}")
@@ -157,6 +158,8 @@ class FlowSecurity:
             actor = replace(narrowed, pipeline=pipeline or narrowed.pipeline)
         else:
             before = self.actor()
+            if pipeline is None and before is not None and before.principal.same_identity(principal):
+                pipeline = before.pipeline
             actor = Acting(
                 principal, self._txn(principal), self, pipeline, actors=() if before is None else before.actors
             )

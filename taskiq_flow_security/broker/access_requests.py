@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from taskiq.message import TaskiqMessage
 from taskiq.receiver.params_parser import parse_params
-from taskiq_dependencies.dependency import Dependency
+from taskiq_dependencies import DependencyGraph
 
 from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.guard import guard_of
@@ -83,12 +83,12 @@ def check_pipeline(task: Task) -> None:
 
 @lru_cache(maxsize=4096)
 def _dependencies(function: Callable[..., Any]) -> frozenset[str]:
-    """The parameters that TaskIQ resolves. It lets a message's own arguments take their place (0.13, `run_task`)."""
-    hints = get_type_hints(function, include_extras=True)
+    """The parameters that TaskIQ resolves, by its own account, however they are marked. It lets a message's arguments
+    take their place (0.13, `run_task`).
+    """
+    resolved = DependencyGraph(function).dependencies.items()
     return frozenset(
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if any(isinstance(mark, Dependency) for mark in (parameter.default, *get_args(hints.get(name))[1:]))
+        found.param_name for owner, all_found in resolved if owner.dependency is function for found in all_found
     )
 
 
@@ -122,8 +122,9 @@ def _arguments(message: TaskiqMessage, task: Task) -> Arguments:
             Reason.GUARD,
             "The arguments do not fit the task's parameters, so its guard cannot decide.",
         ) from None
+    resolved = _dependencies(function)
     return {
         name: given.get(name, parameter.default)
         for name, parameter in signature.parameters.items()
-        if name in given or not (parameter.default is parameter.empty or isinstance(parameter.default, Dependency))
+        if name in given or not (parameter.default is parameter.empty or name in resolved)
     }

@@ -127,7 +127,7 @@ def record_denied(
                 time=security.clock(),
                 outcome=Outcome.DENY,
                 reason=error.reason,
-                rule=None if decision is None else decision.rule,
+                rule=None if decision is None or decision.allowed else decision.rule,
                 policy_hash=security.policy.hash,
                 sub=None if principal is None else principal.subject,
                 roles=frozenset() if principal is None else principal.roles,

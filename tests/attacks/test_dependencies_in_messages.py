@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, cast
 
 import pytest
+from fastapi import Depends
 from taskiq import Context, TaskiqDepends
 
 from taskiq_flow_security import AccessDeniedError, Principal, current_principal, guard
 from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import Process, Task
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 ROOT = {
     "subject": "root",
@@ -60,6 +65,48 @@ async def test_a_message_does_not_tell_a_guarded_task_who_its_caller_is(
 async def test_a_message_does_not_stand_in_for_its_tasks_context(process: Process, new_process: NewProcess) -> None:
     @process.broker.task("whose", pipeline="data")
     async def whose(rows: list[int], caller: Context = TaskiqDepends()) -> None:
+        process.ran.append(("whose", caller))
+
+    await _is_refused(process, whose, new_process())
+
+
+async def test_a_message_does_not_stand_in_for_a_dependency_of_fastapi(
+    process: Process, new_process: NewProcess
+) -> None:
+    @process.broker.task("whose", pipeline="data")
+    @guard(roles=["processor"])
+    async def whose(rows: list[int], caller: Principal = Depends(current_principal)) -> None:
+        process.ran.append(("whose", caller))
+
+    await _is_refused(process, whose, new_process())
+
+
+async def test_a_message_does_not_stand_in_for_a_dependency_that_a_decorator_hides(
+    process: Process, new_process: NewProcess
+) -> None:
+    def decorated(function: F) -> F:
+        @functools.wraps(function, assigned=("__name__", "__qualname__", "__module__"))
+        async def wrapper(*args: object, **kwargs: object) -> object:
+            return await function(*args, **kwargs)
+
+        return cast("F", wrapper)
+
+    @process.broker.task("whose", pipeline="data")
+    @decorated
+    async def whose(rows: list[int], caller: Annotated[Principal, TaskiqDepends(current_principal)]) -> None:
+        process.ran.append(("whose", caller))
+
+    await _is_refused(process, whose, new_process())
+
+
+async def test_a_message_does_not_stand_in_for_a_dependency_that_may_be_left_out(
+    process: Process, new_process: NewProcess
+) -> None:
+    @process.broker.task("whose", pipeline="data")
+    async def whose(
+        rows: list[int],
+        caller: Annotated[Principal, TaskiqDepends(current_principal)] = None,  # type: ignore[assignment]  # as many write it
+    ) -> None:
         process.ran.append(("whose", caller))
 
     await _is_refused(process, whose, new_process())

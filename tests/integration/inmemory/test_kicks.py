@@ -107,6 +107,7 @@ async def test_kicks_are_limited_by_task_by_pipeline_and_by_principal(
         await process.kick(process.clean, [1])
     assert 0 < refusal.value.retry_after <= 3600
     assert process.broker.sent == []
+    assert process.audit.entries[-1].rule is None  # the policy's would be the one that has allowed it
     await process.kick(process.clean, [1], principal=Principal("carol", roles=["processor"]))
 
 
@@ -385,6 +386,16 @@ async def test_acting_for_a_pipeline_names_it_for_tasks_without_one(process: Pro
     message = process.broker.take()
     assert read(message).labels["pipeline"] == "data"
     await process.runs(message)
+
+
+async def test_who_acts_with_less_goes_on_for_the_pipeline_and_nobody_else_does(process: Process) -> None:
+    with process.security.acting_as(PROCESSOR, pipeline="data"):
+        with process.security.acting_as(current_principal().restrict(permissions=["execute"])):
+            await process.loose.kiq()
+        assert read(process.broker.take()).labels["pipeline"] == "data"
+        with process.security.acting_as(EVERYWHERE):
+            await process.loose.kiq()
+        assert "pipeline" not in read(process.broker.take()).labels
 
 
 async def test_acting_for_a_pipeline_does_not_rename_that_of_a_registered_task(process: Process) -> None:
