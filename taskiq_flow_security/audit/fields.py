@@ -29,6 +29,7 @@ def fields_of(event: AuditEvent) -> dict[str, Any]:
     fields["event"] = str(event.event)
     fields["time"] = _iso(event.time)
     fields["outcome"] = str(event.outcome)
+    fields["permission"] = None if event.permission is None else str(event.permission)
     fields["roles"] = list(_shown(event.roles))
     for name in _FROM_OUTSIDE:
         text = fields[name]
@@ -98,4 +99,4 @@ def _max_length(name: str) -> int:
 def _clean(text: str, max_length: int = MAX_FIELD_LENGTH) -> str:
     if len(text) > max_length:
         text = f"{text[:max_length]}..."
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return str(text) if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -12,6 +12,8 @@ import structlog
 
 from taskiq_flow_security.audit import AuditFormatter, AuditLogger
 from taskiq_flow_security.core.events import AuditEvent, Outcome
+from taskiq_flow_security.core.principal import Permission
+from taskiq_flow_security.core.reasons import Reason
 from tests.unit.audit.events import allowed, denied
 
 
@@ -62,6 +64,13 @@ def test_each_field_is_an_attribute_of_the_record(heard: Listened) -> None:
     assert attributes["time"] == "2026-11-24T16:33:18.250000+00:00"
     assert attributes["pipeline"] is None
     assert type(attributes["event"]) is type(attributes["outcome"]) is str
+
+
+def test_fields_are_plain_text_whatever_they_were_made_of(heard: Listened) -> None:
+    event = allowed(reason=Reason.ACL, permission=Permission.EXECUTE, rule="x\n")
+    AuditLogger(heard.logger.name).record(event)
+    [record] = heard.records
+    assert {type(vars(record)[name]) for name in ("event", "outcome", "reason", "permission", "rule", "sub")} == {str}
 
 
 def test_processors_see_the_fields_and_may_change_them(heard: Listened) -> None:
