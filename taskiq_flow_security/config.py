@@ -232,7 +232,7 @@ class TaskiqFlowConfig(BaseSettings):
         except ValidationError as error:
             problem = explain(error)
         except SettingsError as error:
-            problem = f"{error}: the variable must hold valid JSON, in which no name stands twice"
+            problem = f"{error}: the variable must hold valid JSON, no null, in which no name stands twice"
         if problem is not None:
             # Raised out here so that it does not carry its origin along, which quotes keys and values.
             raise ConfigurationError(problem)

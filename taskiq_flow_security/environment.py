@@ -16,11 +16,16 @@ PREFIX = "TASKIQ_FLOW_"
 
 
 class Variables(EnvSettingsSource):
-    """Environment variables, in whose JSON no name may stand twice: the last one would win, unseen."""
+    """Environment variables, in whose JSON no name may stand twice: the last one would win, unseen. Nor may it be null,
+    which pydantic-settings takes for a variable that is not there.
+    """
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         """The value of a variable that holds JSON."""
-        return json.loads(value, object_pairs_hook=names_once)
+        decoded = json.loads(value, object_pairs_hook=names_once)
+        if decoded is None:
+            raise ValueError("null")
+        return decoded
 
 
 def warn_of_unknown(fields: set[str]) -> None:

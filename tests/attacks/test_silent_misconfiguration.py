@@ -76,6 +76,13 @@ def test_a_name_given_twice_in_a_variable_is_a_configuration_error(
         FlowSecurity(_from_environment())
 
 
+@pytest.mark.parametrize("variable", ["API_KEYS", "PIPELINE_ACLS", "SIGNING_KEYS"])
+def test_a_variable_that_is_null_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(f"TASKIQ_FLOW_{variable}", "null")
+    with pytest.raises(ConfigurationError, match=variable.lower()):
+        _from_environment()
+
+
 def test_a_misspelled_variable_is_said_loudly(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
