@@ -18,7 +18,7 @@ from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.errors import FlowSecurityError
-from taskiq_flow_security.tokens import jws
+from taskiq_flow_security.tokens.jws import check_times
 from taskiq_flow_security.tokens.message_signature import MessageSignature
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
@@ -100,8 +100,8 @@ class Delivery:
         signature, token = self.signature, self.token
         assert signature is not None  # it was verified
         assert token is not None
-        begins, ends = max(signature.issued_at, token.not_before), min(signature.expires_at, token.expires_at)
-        jws.check_times(begins, ends, now, leeway)
+        not_before = max(signature.issued_at, token.not_before)
+        check_times(not_before, min(signature.expires_at, token.expires_at), now, leeway)
 
     def handled_here(self) -> bool:
         """Whether the receiver itself runs this, and not what a function has left running."""

@@ -17,10 +17,18 @@ async def end(*tasks: asyncio.Future[Any]) -> None:
     """
     pending = set(tasks)
     while pending:
-        for task in pending:
-            task.cancel()
-        # Not `gather`: cancelled itself meanwhile, as by Starlette's TestClient, it would raise that once more.
-        _, pending = await asyncio.wait(pending, timeout=_AGAIN)
+        _cancel(pending)
+        try:
+            # Not `gather`: cancelled itself meanwhile, as by Starlette's TestClient, it would raise that once more.
+            _, pending = await asyncio.wait(pending, timeout=_AGAIN)
+        except asyncio.CancelledError:
+            _cancel(pending)  # who ends this one too does not wait for it to come round
+            raise
     for task in tasks:
         if not task.cancelled():
             task.exception()  # or it is logged as lost
+
+
+def _cancel(tasks: set[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()

@@ -28,10 +28,11 @@ ROOT = {
 """What TaskIQ would make a `Principal` of, where a parameter is declared as one."""
 
 
-async def _is_refused(process: Process, task: Task, api: Process) -> None:
-    """Check that this caller among a task's arguments is refused at the kick, where the task is known as it is; and by
-    the worker, where `api` knows another one under its name.
+async def _is_refused(process: Process, function: Callable[..., Any], api: Process) -> None:
+    """Check that a caller among the arguments of a task that runs this is refused at the kick, where the task is known
+    as it is; and by the worker, where `api` knows another one under its name.
     """
+    task: Task = process.broker.register_task(function, "whose", pipeline="data")
     with pytest.raises(AccessDeniedError) as denied:
         await process.kick(task, [1], caller=ROOT)
     assert denied.value.reason == "dependency_in_arguments"
@@ -39,12 +40,11 @@ async def _is_refused(process: Process, task: Task, api: Process) -> None:
 
     async def anything(rows: list[int], caller: object = None) -> None: ...
 
-    unlike = api.broker.register_task(anything, task.task_name, pipeline="data")
+    unlike = api.broker.register_task(anything, "whose", pipeline="data")
     await process.refuses_authentic(await api.kick(unlike, [1], caller=ROOT), "dependency_in_arguments")
 
 
 async def test_a_message_does_not_say_who_its_caller_is(process: Process, new_process: NewProcess) -> None:
-    @process.broker.task("whose", pipeline="data")
     async def whose(rows: list[int], caller: Principal = TaskiqDepends(current_principal)) -> None:
         process.ran.append(("whose", caller))
 
@@ -54,7 +54,6 @@ async def test_a_message_does_not_say_who_its_caller_is(process: Process, new_pr
 async def test_a_message_does_not_tell_a_guarded_task_who_its_caller_is(
     process: Process, new_process: NewProcess
 ) -> None:
-    @process.broker.task("whose", pipeline="data")
     @guard(roles=["processor"])
     async def whose(rows: list[int], caller: Annotated[Principal, TaskiqDepends(current_principal)]) -> None:
         process.ran.append(("whose", caller))
@@ -63,7 +62,6 @@ async def test_a_message_does_not_tell_a_guarded_task_who_its_caller_is(
 
 
 async def test_a_message_does_not_stand_in_for_its_tasks_context(process: Process, new_process: NewProcess) -> None:
-    @process.broker.task("whose", pipeline="data")
     async def whose(rows: list[int], caller: Context = TaskiqDepends()) -> None:
         process.ran.append(("whose", caller))
 
@@ -73,7 +71,6 @@ async def test_a_message_does_not_stand_in_for_its_tasks_context(process: Proces
 async def test_a_message_does_not_stand_in_for_a_dependency_of_fastapi(
     process: Process, new_process: NewProcess
 ) -> None:
-    @process.broker.task("whose", pipeline="data")
     @guard(roles=["processor"])
     async def whose(rows: list[int], caller: Principal = Depends(current_principal)) -> None:
         process.ran.append(("whose", caller))
@@ -91,7 +88,6 @@ async def test_a_message_does_not_stand_in_for_a_dependency_that_a_decorator_hid
 
         return cast("F", wrapper)
 
-    @process.broker.task("whose", pipeline="data")
     @decorated
     async def whose(rows: list[int], caller: Annotated[Principal, TaskiqDepends(current_principal)]) -> None:
         process.ran.append(("whose", caller))
@@ -102,7 +98,6 @@ async def test_a_message_does_not_stand_in_for_a_dependency_that_a_decorator_hid
 async def test_a_message_does_not_stand_in_for_a_dependency_that_may_be_left_out(
     process: Process, new_process: NewProcess
 ) -> None:
-    @process.broker.task("whose", pipeline="data")
     async def whose(
         rows: list[int],
         caller: Annotated[Principal, TaskiqDepends(current_principal)] = None,  # type: ignore[assignment]  # as many write it
