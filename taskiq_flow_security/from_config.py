@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 
 from pydantic import SecretStr
@@ -40,6 +41,9 @@ _REMEMBERED = 1_000_000
 _REMEMBERED_BESIDE_REDIS = 100_000
 """The same, where Redis remembers all."""
 
+_HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
+"""What every client and server passes on as it is (RFC 9110 section 5.5)."""
+
 
 def api_keys(config: TaskiqFlowConfig) -> ApiKeys:
     """The API keys. Raises `ConfigurationError` for a key that is given twice."""
@@ -63,6 +67,13 @@ def api_keys(config: TaskiqFlowConfig) -> ApiKeys:
             "%d API keys have fewer than %d characters and can be guessed; make them with secrets.token_urlsafe().",
             len(guessable),
             _MIN_API_KEY_LENGTH,
+        )
+    unsendable = [key for key in map(SecretStr.get_secret_value, config.api_keys) if not _HEADER_VALUE.fullmatch(key)]
+    if unsendable:
+        _logger.warning(
+            "%d API keys cannot be sent in a header, where only ASCII without spaces around it arrives as it is; look "
+            "for a line break at the end.",
+            len(unsendable),
         )
     return ApiKeys(found)
 

@@ -53,6 +53,10 @@ class FlowSecurity:
         audit: AuditLogger | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if not isinstance(config, TaskiqFlowConfig):
+            raise TypeError(f"FlowSecurity needs a TaskiqFlowConfig, not {type(config).__name__}")
+        if not isinstance(audit, AuditLogger | None):
+            raise TypeError(f"FlowSecurity needs an AuditLogger to record with, not {type(audit).__name__}")
         self.config = config
         self.audit = from_config.audit(config, audit)
         self.clock = clock
@@ -151,8 +155,7 @@ class FlowSecurity:
         `pipeline` names the pipeline of tasks that belong to none by registration. Without it, it stays what it is for
         whoever acts here already.
         """
-        if not isinstance(principal, Principal):
-            raise TypeError(f"acting_as needs a Principal, not {type(principal).__name__}")
+        _require_principal(principal)
         narrowed = self._narrowed(principal)
         if narrowed is not None:
             actor = replace(narrowed, pipeline=pipeline or narrowed.pipeline)
@@ -184,6 +187,7 @@ class FlowSecurity:
         principal that a task runs for, they are the one that it came with. Raises `AuthenticationError` where its login
         has ended, or where this process has no key to issue with.
         """
+        _require_principal(principal)
         if not self.enabled:
             return {}
         now = self.clock()
@@ -218,6 +222,8 @@ class FlowSecurity:
         try:
             if permission not in set(Permission):
                 return Decision(False, Reason.INVALID_REQUEST, "unknown permission")
+            if self.enabled and self.authorization.is_over(principal, self.clock()):
+                return Decision(False, Reason.EXPIRED, "the login has ended")
             return self.authorization.decide(principal, AccessRequest(Permission(permission), pipeline, task))
         except Exception as error:  # noqa: BLE001 (an explanation never raises; an error means deny)
             return Decision(False, Reason.INVALID_REQUEST, f"{type(error).__name__} while deciding")
@@ -232,3 +238,8 @@ class FlowSecurity:
             return principal.txn
         actor = self.actor()
         return actor.txn if actor is not None else new_id()
+
+
+def _require_principal(principal: Principal) -> None:
+    if not isinstance(principal, Principal):
+        raise TypeError(f"a Principal is needed, not {type(principal).__name__}")

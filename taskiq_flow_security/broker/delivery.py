@@ -63,8 +63,6 @@ class Delivery:
     admitted: Principal | None = None
     """In whose name it may run, once that is decided."""
     refusal: RefusalSignal | None = None
-    executed: bool = False
-    """Whether its function has run, so that what is kicked now is kicked by middlewares."""
     finished: bool = False
     """Whether its result is made, and nothing but to store it is left to do."""
     ended: asyncio.Event | None = None
@@ -82,7 +80,7 @@ class Delivery:
     keep_result: bool = False
     """Whether a result is there already, which a refusal must not replace."""
     handler: asyncio.Task[Any] | None = None
-    """The receiver's own asyncio task, in which all hooks run; what a function has left running is another."""
+    """The receiver's own asyncio task."""
 
     def __init__(self, broker: AsyncBroker, task_id: str, task_name: str, task: Task | None = None) -> None:
         """`task` is the one that was registered when the message arrived, which is the one that will run."""
@@ -104,7 +102,7 @@ class Delivery:
         check_times(not_before, min(signature.expires_at, token.expires_at), now, leeway)
 
     def handled_here(self) -> bool:
-        """Whether the receiver itself runs this, and not what a function has left running."""
+        """Whether the receiver itself runs this, and not what it has started."""
         return self.handler is not None and _current_task() is self.handler
 
     @property
@@ -121,3 +119,6 @@ def _current_task() -> asyncio.Task[Any] | None:
 
 
 current: ContextVar[Delivery | None] = ContextVar("taskiq_flow_security_delivery", default=None)
+
+executed: ContextVar[Delivery | None] = ContextVar("taskiq_flow_security_executed", default=None)
+"""The message whose function has run, where middlewares' hooks do: not in what the function has left running."""

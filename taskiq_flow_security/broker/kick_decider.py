@@ -115,6 +115,7 @@ class KickDecider:
         expires_at = self.expires_at(kick, actor, now)
         kick.token = security.issuer.token_for(actor, now, expires_at)
         security.messages.signer(now, expires_at, fires=actor.schedule is not None)
+        security.messages.check_fits(kick.delegation(actor, kick.token))
         self._clearances.remember(kick, task, labels, expires_at - now, in_force)
 
     def counts(self, kick: Kick) -> bool:

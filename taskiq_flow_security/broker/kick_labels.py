@@ -51,6 +51,8 @@ def name_pipeline(message: TaskiqMessage, pipeline: str | None, task: Task | Non
             if message.labels.get(PIPELINE_LABEL) == str(registered):
                 _set_pipeline(message, str.__str__(registered))  # of the members of enums, TaskIQ sends their names
         return
+    if task is not None and PIPELINE_LABEL in task.labels and message.labels.get(PIPELINE_LABEL) == str(None):
+        del message.labels[PIPELINE_LABEL]  # to TaskIQ, ``pipeline=None`` is that text
     if pipeline is None:
         return
     named = wire.read_label(message, PIPELINE_LABEL)

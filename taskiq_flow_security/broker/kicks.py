@@ -10,7 +10,6 @@ from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker.answers import Clearance
 from taskiq_flow_security.broker.delivery import Delivery
-from taskiq_flow_security.broker.wire import PIPELINE_LABEL, read_label
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.principal import UNRESTRICTED
 from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, Delegation, Denial
@@ -58,7 +57,8 @@ class Kick:
         if delivery is not None:
             self.delivery = delivery
             self.retries = self.counted = delivery.admitted is not None and delivery.is_of(message)
-            self.by_hook = self.retries or delivery.executed or delivery.refusal is not None
+            executed = deliveries.executed.get() is delivery
+            self.by_hook = self.retries or executed or delivery.refusal is not None
 
     @classmethod
     def begin(cls, owner: object, message: TaskiqMessage, given: object) -> Kick:
@@ -117,7 +117,7 @@ class Kick:
         if delivery is None or delivery.admitted is None:
             return actor.actors
         scheduled = actor.token is not None and actor.token.schedule is not None and not actor.actors
-        if self.by_hook and not scheduled and delivery.handled_here():
+        if self.by_hook and not scheduled:
             return actor.actors
         # A principal that was issued for a schedule has to be passed on by its task, and be it to its own retry.
         return (*actor.actors, delivery.task_name)
@@ -127,8 +127,6 @@ class Kick:
         actors, scope, pipeline = self.actors(actor), actor.principal.scope, self.pipeline(actor)
         if scope is token.principal.scope or scope == token.principal.scope:
             scope = UNRESTRICTED
-        if pipeline is not None and pipeline == read_label(self.message, PIPELINE_LABEL):
-            pipeline = None
         if not actors and scope is UNRESTRICTED and pipeline is None:
             return NOT_DELEGATED
         return Delegation(actors, scope, pipeline)

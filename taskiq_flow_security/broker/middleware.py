@@ -48,6 +48,8 @@ class SecurityMiddleware(TaskiqMiddleware):
     def __init__(self, security: FlowSecurity, *, broadcast: bool = False) -> None:
         """`broadcast` says that each message goes to every worker: each remembers for itself then what it has run."""
         super().__init__()
+        if not isinstance(security, FlowSecurity):
+            raise TypeError(f"SecurityMiddleware needs a FlowSecurity, not {type(security).__name__}")
         self.security = security
         self._enabled = security.enabled
         self._broadcast = broadcast
@@ -141,7 +143,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         """Note that the function has run, and tell that it has failed."""
         delivery = deliveries.current.get()
         if delivery is not None:
-            delivery.executed = True
+            deliveries.executed.set(delivery)
             run_events.failed(self.security, message, delivery, exception)
 
     async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
@@ -149,7 +151,8 @@ class SecurityMiddleware(TaskiqMiddleware):
         delivery = deliveries.current.get()
         if delivery is None:
             return
-        delivery.executed = delivery.finished = True
+        deliveries.executed.set(delivery)
+        delivery.finished = True
         if delivery.refusal is not None:
             await refusal.settle(message, delivery, result)
         elif not result.is_err:
@@ -209,7 +212,8 @@ def _isolated(send: SendMessage) -> SendMessage:
 
     @functools.wraps(send)
     async def isolated_kick(message: BrokerMessage) -> None:
-        kick, actor, delivery = kicks.take(), acting.current(), deliveries.current.get()
+        kick, actor = kicks.take(), acting.current()
+        delivery, executed = deliveries.current.get(), deliveries.executed.get()
         if delivery is not None:
             deliveries.current.set(None)
         try:
@@ -221,6 +225,8 @@ def _isolated(send: SendMessage) -> SendMessage:
                 acting.become(actor)
             if deliveries.current.get() is not delivery:
                 deliveries.current.set(delivery)
+            if deliveries.executed.get() is not executed:
+                deliveries.executed.set(executed)
 
     isolated_kick.isolated = True  # type: ignore[attr-defined]  # a mark, so that it is wrapped once
     return isolated_kick

@@ -27,6 +27,8 @@ class HTTPSecurityMiddleware:
     """
 
     def __init__(self, app: App, security: FlowSecurity, *, rules: Iterable[Rule] = ()) -> None:
+        if not isinstance(security, FlowSecurity):
+            raise TypeError(f"HTTPSecurityMiddleware needs a FlowSecurity, not {type(security).__name__}")
         self._app = app
         self._enabled = security.enabled
         self._gate = Gate(security, with_guide_rules(rules))

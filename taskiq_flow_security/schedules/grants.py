@@ -36,6 +36,7 @@ class Grants:
         now = security.clock()
         until = self._ends_at(schedule, actor, now)
         labels = without_credentials(schedule).labels
+        labels.pop(PIPELINE_LABEL, None)  # which is what the kick makes of it
         if PIPELINE_LABEL in message.labels:
             labels[PIPELINE_LABEL] = message.labels[PIPELINE_LABEL]
         granted = schedule.model_copy(update={"labels": labels})

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from pydantic_core import to_json
 
 from taskiq_flow_security.core.principal import UNRESTRICTED, Scope
+from taskiq_flow_security.errors import UnsignableMessageError
 from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.claims import Moment, ScopeClaim, Seconds
@@ -23,6 +24,9 @@ SIGNATURE_LABEL = "taskiq_flow_signature"
 TYP = "taskiq-message+jws"
 SCHEDULE_TYP = "taskiq-schedule+jws"
 """Of what signs a schedule in its store, in the same way, which is no message."""
+
+_MAX_TERMS = 5000
+"""Bytes, so that the whole signature is no longer than `jws.MAX_BYTES`, whatever its key."""
 
 _SEND, _FIRE = Use.SEND, Use.FIRE
 
@@ -116,12 +120,22 @@ class MessageSigner:
         key = self._keyring.lasting.get(_SEND) or self.signer(now, expires_at, fires=fires)
         jti, until = jti or new_id(), int(expires_at)
         signature = MessageSignature(key.kid, jti, now, until, delegation, denied, key.use, counted)
-        terms = "" if delegation is NOT_DELEGATED and denied is None and not counted else _terms(signature)
+        terms = ""
+        if delegation is not NOT_DELEGATED or denied is not None or counted:
+            terms = _terms(delegation, denied, counted=counted)
         # Only numbers and ids that were made here are filled in, so that nothing needs escaping.
         fixed = self._headers.get(key.kid) or self._fixed(key)
         header = f'{fixed},"iat":{now},"exp":{until},"jti":"{jti}"{terms}}}'
         protected = jws.encode_segment(header.encode())
         return (protected + b".." + jws.sign(key, protected, payload)).decode(), signature
+
+    def check_fits(self, delegation: Delegation) -> None:
+        """Raise `UnsignableMessageError` for terms that are too long for anybody to accept the signature."""
+        if delegation is not NOT_DELEGATED and len(_terms(delegation).encode()) > _MAX_TERMS:
+            raise UnsignableMessageError(
+                f"The tasks that pass the principal on, and what it is restricted to, do not fit into {_MAX_TERMS} "
+                "bytes; restrict it to fewer pipelines."
+            )
 
     def check_times(self, signature: MessageSignature, now: float) -> None:
         """Raise `AuthenticationError` if a signature that was read is not valid now."""
@@ -162,15 +176,15 @@ class MessageSigner:
         return header
 
 
-def _terms(signature: MessageSignature) -> str:
-    """The parameters of a header that say on what terms the message is sent, if on any."""
+def _terms(delegation: Delegation, denied: Denial | None = None, *, counted: bool = False) -> str:
+    """The parameters of a header that say on what terms a message is sent, if on any."""
     claims = {
-        "act": signature.delegation.actors or None,
-        "scope": ScopeClaim.of(signature.delegation.scope),
-        "pipeline": signature.delegation.pipeline,
-        "denied": None if signature.denied is None else signature.denied.reason,
-        "retry_after": None if signature.denied is None else signature.denied.retry_after,
-        "counted": signature.counted or None,
+        "act": delegation.actors or None,
+        "scope": ScopeClaim.of(delegation.scope),
+        "pipeline": delegation.pipeline,
+        "denied": None if denied is None else denied.reason,
+        "retry_after": None if denied is None else denied.retry_after,
+        "counted": counted or None,
     }
     said = {name: claim for name, claim in claims.items() if claim is not None}
     return f",{to_json(said, exclude_none=True).decode()[1:-1]}" if said else ""

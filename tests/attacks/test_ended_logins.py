@@ -33,6 +33,7 @@ async def test_a_login_is_over_for_everybody_at_the_same_moment(
     alice = await process.security.authenticate(bearer=token)
     clock.now += passed
     assert process.security.authorization.login_ended(alice) == ("expired" if over else None)
+    assert process.security.explain(alice, pipeline="data").reason == ("expired" if over else "acl")
     for attempt in (process.security.authenticate(bearer=token), process.kick(process.clean, [1], principal=alice)):
         with pytest.raises(AuthenticationError) if over else nullcontext():
             await attempt

@@ -10,7 +10,7 @@ import pytest
 from taskiq import Context, TaskiqDepends, TaskiqMessage, TaskiqMiddleware, TaskiqResult
 from taskiq.kicker import AsyncKicker
 
-from taskiq_flow_security import RateLimitExceededError, guard
+from taskiq_flow_security import AccessDeniedError, RateLimitExceededError, guard
 from tests.attacks.forging import read, sign, write
 from tests.attacks.test_asymmetric_keys import private, public
 from tests.integration.inmemory.fixtures import NewProcess
@@ -158,23 +158,49 @@ async def test_of_several_kicks_at_a_time_that_a_rate_limit_refuses_none_runs(ne
     assert process.ran == []
 
 
-async def test_a_denied_kick_of_what_a_task_leaves_behind_never_runs(process: Process) -> None:
-    task_is_done = asyncio.Event()
-    left_behind: list[asyncio.Task[None]] = []
+class LeftBehind:
+    """A task whose function leaves something running, which kicks when the task is over."""
 
-    async def later() -> None:
-        await task_is_done.wait()
-        await process.report.kiq()
+    def __init__(self, process: Process, kick: Kick) -> None:
+        self._process, self._kick = process, kick
+        self._task_is_over = asyncio.Event()
+        self._left: list[asyncio.Task[object]] = []
 
-    @process.broker.task("start", pipeline="data")
-    async def start() -> None:
-        left_behind.append(asyncio.create_task(later()))
+        @process.broker.task("start", pipeline="data")
+        async def start() -> None:
+            self._left.append(asyncio.create_task(self._later()))
 
-    await process.broker.deliver(await process.kick(start))
-    task_is_done.set()
-    await left_behind[0]
-    [sent] = process.broker.sent
-    assert (await process.broker.deliver(sent)).reason == "acl"
+        self._start = start
+
+    async def _later(self) -> object:
+        await self._task_is_over.wait()
+        return await self._kick()
+
+    async def kicks(self) -> object:
+        """Run the task, and then what it has left."""
+        await self._process.broker.deliver(await self._process.kick(self._start))
+        self._task_is_over.set()
+        return await self._left.pop()
+
+
+async def test_what_a_task_leaves_behind_is_denied_at_once_what_it_may_not_kick(process: Process) -> None:
+    with pytest.raises(AccessDeniedError, match="may not execute reports"):
+        await LeftBehind(process, process.report.kiq).kicks()
+    assert process.broker.sent == []
+
+
+async def test_what_a_task_leaves_behind_counts_against_the_rate_limits_of_principals(new_process: NewProcess) -> None:
+    process = new_process(principal_rate_limit="3/hour")
+    left = LeftBehind(process, lambda: process.clean.kiq([1]))
+    await left.kicks()
+    process.broker.sent.clear()
+    with pytest.raises(RateLimitExceededError):
+        await left.kicks()
+
+
+async def test_what_a_task_leaves_behind_passes_its_principal_on(process: Process) -> None:
+    await LeftBehind(process, lambda: process.clean.kiq([1])).kicks()
+    assert [(entry.event, entry.act) for entry in process.audit.take()][-1] == ("task_delegated", "start")
 
 
 @pytest.mark.xfail(strict=True, reason="it cannot be told from a retry: see `Kick.retries`")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import logging.config
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+from taskiq import InMemoryBroker
 from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.message import BrokerMessage, TaskiqMessage
@@ -22,6 +23,7 @@ from taskiq_flow_security import (
     SecurityMiddleware,
     TaskiqFlowConfig,
 )
+from taskiq_flow_security.http import HTTPSecurityMiddleware, create_visualization_api
 from tests.integration.inmemory.harness import SECRET, AuditTrail, Process, Queue, config
 
 KEY = "an-api-key-of-good-length"
@@ -158,3 +160,32 @@ async def test_logging_that_is_configured_later_keeps_no_decision_from_being_rec
         with pytest.raises(AuthenticationError):
             await process.security.authenticate(api_key="unknown")
     assert [entry.event for entry in audit.take()] == ["authn_login_fail"]
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY}", f"{KEY}\t", "clé-qui-est-assez-longue", "\x00" * 30])
+def test_an_api_key_that_no_header_carries_is_logged(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    FlowSecurity(config(api_keys={key: {"role": "processor", "permissions": ["execute"]}}))
+    assert "1 API keys cannot be sent in a header" in caplog.text
+
+
+@pytest.mark.parametrize("key", [KEY, "all of it, with spaces inside", "~" * 30, f"sha256:{'0' * 64}"])
+def test_nothing_is_said_of_an_api_key_that_a_header_carries(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    FlowSecurity(config(api_keys={key: {"role": "processor", "permissions": ["execute"]}}))
+    assert "cannot be sent" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("make", "needed"),
+    [
+        (lambda: FlowSecurity({}), "FlowSecurity needs a TaskiqFlowConfig, not dict"),  # type: ignore[arg-type]  # what is wrong with it, here and below
+        (lambda: FlowSecurity(config(), audit=logging.getLogger()), "needs an AuditLogger to record with, not Root"),  # type: ignore[arg-type]
+        (lambda: SecurityMiddleware(config()), "SecurityMiddleware needs a FlowSecurity, not TaskiqFlowConfig"),  # type: ignore[arg-type]
+        (lambda: HTTPSecurityMiddleware(lambda *_: None, config()), "HTTPSecurityMiddleware needs a FlowSecurity, not"),  # type: ignore[arg-type]
+        (lambda: create_visualization_api(InMemoryBroker(), {}), "FlowSecurity needs a TaskiqFlowConfig, not dict"),  # type: ignore[arg-type]
+        (lambda: FlowSecurity(config()).labels_for(None), "a Principal is needed, not NoneType"),  # type: ignore[arg-type]
+        (lambda: FlowSecurity(config()).acting_as("alice").__enter__(), "a Principal is needed, not str"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_made_of_something_else_says_what_it_needs(make: Callable[[], object], needed: str) -> None:
+    with pytest.raises(TypeError, match=needed):
+        make()

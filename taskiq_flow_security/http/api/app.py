@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -9,10 +10,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
-from taskiq import AsyncBroker
+from taskiq import AsyncBroker, InMemoryBroker
 
 from taskiq_flow_security.broker.middleware import SecurityMiddleware
-from taskiq_flow_security.config import TaskiqFlowConfig
+from taskiq_flow_security.config import IN_MEMORY, TaskiqFlowConfig
 from taskiq_flow_security.errors import ConfigurationError, FlowSecurityError
 from taskiq_flow_security.http.api import documents
 from taskiq_flow_security.http.api.endpoints import Endpoints
@@ -24,6 +25,8 @@ from taskiq_flow_security.http.middleware import HTTPSecurityMiddleware
 from taskiq_flow_security.http.rules import Rule, policy_rules
 from taskiq_flow_security.pipelines import Catalogue
 from taskiq_flow_security.security import FlowSecurity
+
+_logger = logging.getLogger(__name__)
 
 _PREFIX = "/api"
 """Under which the endpoints are served too."""
@@ -89,12 +92,23 @@ class VisualizationAPI:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         await self.broker.startup()
         warn_if_read_once(self.broker.result_backend)
+        _warn_if_alone(self.broker, self.security)
         try:
             yield
         finally:
             await self._catalogue.close()
             await self.broker.shutdown()
             await self.security.run_events.close()
+
+
+def _warn_if_alone(broker: AsyncBroker, security: FlowSecurity) -> None:
+    """Warn at start-up where nothing is heard of what runs in worker processes."""
+    alone = security.config.shared_store.get_secret_value() == IN_MEMORY
+    if security.enabled and alone and not isinstance(broker, InMemoryBroker):
+        _logger.warning(
+            "shared_store is not set, so that each process knows only its own runs: subscribers get no events of what "
+            "workers run. Set it to a Redis that the API and the workers share."
+        )
 
 
 def _secure(broker: AsyncBroker, config: TaskiqFlowConfig | None) -> FlowSecurity:
@@ -105,7 +119,7 @@ def _secure(broker: AsyncBroker, config: TaskiqFlowConfig | None) -> FlowSecurit
                 "The broker has a SecurityMiddleware with another configuration; give the API none, or the same."
             )
         return middleware.security
-    security = FlowSecurity(config or TaskiqFlowConfig())
+    security = FlowSecurity(TaskiqFlowConfig() if config is None else config)
     broker.add_middlewares(SecurityMiddleware(security))
     return security
 

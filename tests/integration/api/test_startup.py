@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from types import MappingProxyType
 from typing import Any
 
 import pytest
-from taskiq import InMemoryBroker, TaskiqEvents
+from taskiq import AsyncBroker, InMemoryBroker, TaskiqEvents
+from taskiq.message import BrokerMessage
 
 from taskiq_flow_security import AuthenticationError, ConfigurationError, FlowSecurity, SecurityMiddleware
 from taskiq_flow_security.http import create_visualization_api
@@ -97,6 +99,36 @@ async def test_the_broker_starts_and_stops_with_the_server() -> None:
         assert (await client.get("/health")).status_code == 200
         assert seen == ["started"]
     assert seen == ["started", "stopped"]
+
+
+class Elsewhere(AsyncBroker):
+    """A broker whose tasks run in other processes."""
+
+    async def kick(self, message: BrokerMessage) -> None:
+        """Nobody is there to run it."""
+
+    async def listen(self) -> AsyncGenerator[bytes, None]:
+        """Nothing comes."""
+        no_messages: list[bytes] = []
+        for message in no_messages:
+            yield message
+
+
+@pytest.mark.parametrize(
+    ("broker", "settings", "said"),
+    [
+        (Elsewhere, {}, True),
+        (Elsewhere, {"shared_store": "redis://localhost:1"}, False),
+        (Elsewhere, {"security_enabled": False}, False),
+        (InMemoryBroker, {}, False),
+    ],
+)
+async def test_an_api_that_hears_nothing_of_its_workers_says_so(
+    broker: type[AsyncBroker], settings: dict[str, Any], said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(create_visualization_api(broker(), config(**settings))):
+        pass
+    assert ("subscribers get no events of what workers run" in caplog.text) is said
 
 
 async def test_kicks_outside_of_requests_are_in_nobodys_name() -> None:

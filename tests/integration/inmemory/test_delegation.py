@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from taskiq import Context, SimpleRetryMiddleware, TaskiqDepends
+from taskiq import Context, SimpleRetryMiddleware, TaskiqDepends, TaskiqMessage, TaskiqMiddleware, TaskiqResult
 
 from taskiq_flow_security import (
     AccessDeniedError,
     AuthenticationError,
     Principal,
+    UnsignableMessageError,
     current_principal,
 )
 from tests.attacks.forging import principal_of, read
@@ -312,6 +313,52 @@ async def test_an_explicit_kick_is_for_the_pipeline_that_is_acted_for(new_proces
     with process.security.acting_as(PROCESSOR, pipeline="songs"):
         await sing.kicker().with_labels(**process.security.labels_for(PROCESSOR)).kiq()
     assert await deliver_all(process) == [None]
+
+
+async def test_children_of_a_task_of_the_pipeline_that_is_acted_for_are_kicked_for_it_too(
+    new_process: NewProcess,
+) -> None:
+    process = new_process(pipeline_acls={"data": {"execute": ["processor"]}})
+    parent = runs(process, lambda: process.loose.kiq())
+    with process.security.acting_as(PROCESSOR, pipeline="data"):
+        await parent.kiq()
+    assert await deliver_all(process) == [None, None]
+    assert process.ran == [("loose", None)]
+
+
+async def test_children_of_a_task_that_nobody_has_kicked_for_its_pipeline_are_kicked_for_none(process: Process) -> None:
+    parent = runs(process, lambda: process.loose.kiq())
+    outcome = await process.broker.deliver(await process.kick(parent))
+    assert outcome.reason == "permission"
+    assert process.broker.sent == []
+
+
+def too_restricted() -> Principal:
+    """What is left of a principal, in more words than fit into a signature."""
+    return current_principal().restrict(pipelines=["data", *(f"pipeline-number-{number}" for number in range(500))])
+
+
+async def test_a_child_whose_terms_do_not_fit_into_a_signature_is_an_error_at_its_kick(process: Process) -> None:
+    async def body() -> None:
+        with process.security.acting_as(too_restricted()):
+            await process.clean.kiq([1])
+
+    outcome = await process.broker.deliver(await process.kick(runs(process, body)))
+    assert isinstance(outcome.error, UnsignableMessageError)
+    assert process.broker.sent == []
+
+
+async def test_who_waits_for_a_next_step_whose_terms_do_not_fit_is_told(new_process: NewProcess) -> None:
+    class NextStep(TaskiqMiddleware):
+        async def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+            with process.security.acting_as(too_restricted()):
+                await process.clean.kicker().with_task_id("next").kiq([1])
+
+    process = new_process(after=(NextStep(),))
+    outcome = await process.broker.deliver(await process.kick(process.echo))
+    assert outcome.acks == 1
+    assert isinstance(outcome.stored["next"].error, UnsignableMessageError)
+    assert process.broker.sent == []
 
 
 async def test_a_task_acts_as_a_service_only_where_it_says_so(new_process: NewProcess) -> None:

@@ -1,4 +1,4 @@
-"""A pipeline may be a member of a string enum, and is its value then; what is no string is said to be none."""
+"""A pipeline may be a member of a string enum, and is its value then, or none; anything else is said to be wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from taskiq import ScheduledTask, ScheduleSource
 
-from taskiq_flow_security import ConfigurationError
+from taskiq_flow_security import ConfigurationError, Principal
 from taskiq_flow_security.core.string_enum import StringEnum
 from taskiq_flow_security.schedules import ProtectedSchedules
 from tests.attacks.forging import read
@@ -28,6 +28,19 @@ class Plain(Enum):
 
 
 each_enum = pytest.mark.parametrize("pipeline", [Mixed.DATA, Named.DATA])
+
+
+class Source(ScheduleSource):
+    """Keeps what is added to it."""
+
+    def __init__(self) -> None:
+        self.stored: list[ScheduledTask] = []
+
+    async def get_schedules(self) -> list[ScheduledTask]:
+        return self.stored
+
+    async def add_schedule(self, schedule: ScheduledTask) -> None:
+        self.stored.append(schedule)
 
 
 def _register(process: Process, pipeline: Any) -> Task:
@@ -53,20 +66,28 @@ async def test_a_task_whose_pipeline_is_in_an_enum_runs_by_the_acl_of_its_value(
 async def test_a_schedule_of_a_task_whose_pipeline_is_in_an_enum_names_its_value(
     process: Process, pipeline: str
 ) -> None:
-    stored: list[ScheduledTask] = []
-
-    class Source(ScheduleSource):
-        async def get_schedules(self) -> list[ScheduledTask]:
-            return stored
-
-        async def add_schedule(self, schedule: ScheduledTask) -> None:
-            stored.append(schedule)
-
-    task = _register(process, pipeline)
-    source = ProtectedSchedules(Source(), process.broker)
+    source = Source()
     with process.security.acting_as(PROCESSOR):
-        await task.kicker().schedule_by_cron(source, "0 3 * * *")
-    assert stored[0].labels["pipeline"] == "data"
+        protected = ProtectedSchedules(source, process.broker)
+        await _register(process, pipeline).kicker().schedule_by_cron(protected, "0 3 * * *")
+    assert source.stored[0].labels["pipeline"] == "data"
+
+
+@pytest.mark.parametrize("acts_for", [None, "data"])
+async def test_a_task_whose_pipeline_is_none_belongs_to_none(process: Process, acts_for: str | None) -> None:
+    task, alice = _register(process, None), Principal("alice", ["processor"], permissions=["execute"])
+    with process.security.acting_as(alice, pipeline=acts_for):
+        await task.kiq()
+    assert process.audit.take()[-1].pipeline == acts_for
+    await process.runs(process.broker.take())
+
+
+async def test_a_schedule_of_a_task_whose_pipeline_is_none_names_none(process: Process) -> None:
+    task, source = _register(process, None), Source()
+    with process.security.acting_as(Principal("alice", permissions=["execute"])):
+        await task.kicker().schedule_by_cron(ProtectedSchedules(source, process.broker), "0 3 * * *")
+    assert process.audit.take()[-1].pipeline is None
+    assert "pipeline" not in source.stored[0].labels
 
 
 WRONG = pytest.mark.parametrize("pipeline", [5, True, b"data", ["data"], Plain.DATA])
