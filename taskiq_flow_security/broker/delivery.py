@@ -14,6 +14,7 @@ from taskiq.exceptions import NoResultError
 from taskiq.message import TaskiqMessage
 from taskiq.serialization import _UnpickleableExceptionWrapper
 
+from taskiq_flow_security import acting
 from taskiq_flow_security.acting import Acting
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.core.principal import Principal
@@ -81,6 +82,8 @@ class Delivery:
     """Whether a result is there already, which a refusal must not replace."""
     handler: asyncio.Task[Any] | None = None
     """The receiver's own asyncio task."""
+    before: tuple[Acting | None, Delivery | None, Delivery | None] = (None, None, None)
+    """Who acted where it has arrived, and what was handled and executed there."""
 
     def __init__(self, broker: AsyncBroker, task_id: str, task_name: str, task: Task | None = None) -> None:
         """`task` is the one that was registered when the message arrived, which is the one that will run."""
@@ -88,6 +91,18 @@ class Delivery:
         self.task_id = task_id
         self.task_name = task_name
         self.task = task
+
+    def begin(self) -> None:
+        """Be the message that this context handles."""
+        self.before = acting.current(), current.get(), executed.get()
+        current.set(self)
+
+    def end(self) -> None:
+        """Leave the context as it was: whoever awaits the receiver itself goes on in it."""
+        actor, handled, ran = self.before
+        acting.become(actor)
+        current.set(handled)
+        executed.set(ran)
 
     def is_of(self, message: TaskiqMessage | ScheduledTask) -> bool:
         """Whether this message is the one that was delivered, or is to run its task again: a retry or a requeue."""

@@ -9,6 +9,7 @@ from typing import Any
 from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.middleware import TaskiqMiddleware
 from taskiq.abc.serializer import TaskiqSerializer
+from taskiq.exceptions import NoResultError
 from taskiq.message import BrokerMessage, TaskiqMessage
 from taskiq.result import TaskiqResult
 
@@ -135,7 +136,7 @@ class SecurityMiddleware(TaskiqMiddleware):
         else:
             delivery = Delivery(self.broker, message.task_id, message.task_name)
             delivery.admitted = ANONYMOUS
-            deliveries.current.set(delivery)
+            delivery.begin()
             acting.become(Acting(ANONYMOUS, new_id(), self.security))
         return message
 
@@ -159,6 +160,23 @@ class SecurityMiddleware(TaskiqMiddleware):
             run_events.completed(self.security, message, delivery)
         if not delivery.kept:  # nor acked, so that nothing can be lost any more that a copy would bring back
             self._replays.note(delivery)
+        if isinstance(result.error, NoResultError) and self._is_last("post_execute"):
+            delivery.end()  # nothing is saved then
+
+    def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        """Leave the context as it was, unless other middlewares still have to be told."""
+        delivery = deliveries.current.get()
+        if delivery is not None and self._is_last("post_save"):
+            delivery.end()
+
+    def _is_last(self, hook: str) -> bool:
+        """Whether no other middleware has this hook of a task that is over called after ours."""
+        for middleware in self.broker.middlewares:  # from the last to be called on
+            if middleware is self:
+                return True
+            if getattr(type(middleware), hook) is not getattr(TaskiqMiddleware, hook):
+                return False
+        return False
 
     def _in_place(self) -> bool:
         """Whether nobody has replaced anything that was put in place or checked."""

@@ -9,7 +9,6 @@ from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.message import TaskiqMessage
 
-from taskiq_flow_security.broker import delivery as deliveries
 from taskiq_flow_security.broker import refusal, signed_json, wire
 from taskiq_flow_security.broker.arrivals import Arrival
 from taskiq_flow_security.broker.delivery import Delivery
@@ -90,6 +89,8 @@ class Verifier:
                 self._unknown_tasks.refuse(message, delivery)
         except Exception as error:  # noqa: BLE001 (whatever it is, the message is refused)
             self._reject(message, delivery, denial_of(error, _logger, "A message"))
+        if delivery.task is None:
+            delivery.end()  # the receiver drops it
         return message
 
     def open_late(self, message: TaskiqMessage) -> Delivery:
@@ -138,7 +139,7 @@ class Verifier:
         task = self._broker.find_task(message.task_name)
         delivery = Delivery(self._broker, message.task_id, message.task_name, task)
         delivery.signature = signature
-        deliveries.current.set(delivery)
+        delivery.begin()
         return delivery
 
     def _verify(self, message: TaskiqMessage, delivery: Delivery, size: int, now: float) -> None:

@@ -207,16 +207,14 @@ async def test_a_kick_through_a_replaced_formatter_leaves_nobody_acting(process:
 async def test_a_replaced_listen_hands_over_messages_that_are_known_to_be_kept(process: Process) -> None:
     await process.broker.startup()
     process.broker.listen = partial(Queue.listen, process.broker)  # type: ignore[method-assign]
-    message = await process.genuine()
-    kept: list[bool] = []
 
-    def on_ack() -> None:
+    @process.broker.task("look", pipeline="data")
+    async def look() -> bool:
         delivery = deliveries.current.get()
-        assert delivery is not None
-        kept.append(delivery.kept)
+        return delivery is not None and delivery.kept
 
-    await process.broker.deliver(message, on_ack=on_ack)
-    assert kept == [True]
+    outcome = await process.broker.deliver(await process.kick(look))
+    assert outcome.result.return_value is True
 
 
 async def test_a_replaced_serializer_lets_no_forged_message_run(process: Process) -> None:

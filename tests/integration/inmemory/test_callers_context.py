@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from taskiq import InMemoryBroker, TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq import Context, InMemoryBroker, TaskiqDepends, TaskiqMessage, TaskiqMiddleware, TaskiqResult
 from taskiq.exceptions import SendTaskError
 from taskiq.message import BrokerMessage
 
@@ -22,7 +22,7 @@ from taskiq_flow_security import (
     SecurityMiddleware,
     current_principal,
 )
-from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Task, config
+from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Queue, Task, config
 
 OUTER = Principal("outer", roles=["processor"])
 
@@ -119,6 +119,76 @@ def _context() -> dict[ContextVar[Any], object]:
     return {
         variable: value for variable, value in copy_context().items() if value is not None and variable.name != given_up
     }
+
+
+class Inline:
+    """Somebody who hands messages to the receiver in their own context, one after the other."""
+
+    def __init__(self, *before: TaskiqMiddleware) -> None:
+        self.security = FlowSecurity(config())
+        self.broker = Queue()
+        self.broker.add_middlewares(*before, SecurityMiddleware(self.security), Told())
+
+        @self.broker.task("works", pipeline="data")
+        async def works() -> None: ...
+
+        @self.broker.task("fails", pipeline="data")
+        async def fails() -> None:
+            raise BrokenError
+
+        @self.broker.task("requeues", pipeline="data")
+        async def requeues(context: Annotated[Context, TaskiqDepends()]) -> None:
+            await context.requeue()
+
+        self.tasks: dict[str, Task] = {"works": works, "fails": fails, "requeues": requeues}
+
+    async def message(self, what: str) -> bytes:
+        """A message of this kind."""
+        forged = TaskiqMessage(task_id="id", task_name="works", labels={}, args=[], kwargs={})
+        if what == "unknown":
+            forged.task_name = "unknown"
+        elif what in self.tasks:
+            with self.security.acting_as(PROCESSOR):
+                await self.tasks[what].kiq()
+            return self.broker.take()
+        return forged.model_dump_json().encode() if what != "unreadable" else b"{"
+
+
+class Sends(TaskiqMiddleware):
+    """Is told of no task that is over."""
+
+    def post_send(self, message: TaskiqMessage) -> None: ...
+
+
+class Told(TaskiqMiddleware):
+    """Is told who acts when a task is over, by hooks that TaskIQ calls before those of what stands before it."""
+
+    def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        self._look(result)
+
+    def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        self._look(result)
+
+    def _look(self, result: TaskiqResult[Any]) -> None:
+        if not isinstance(result.error, FlowSecurityError):
+            assert current_principal().subject == "alice"
+
+
+@pytest.mark.parametrize("what", ["works", "fails", "requeues", "forged", "unknown", "unreadable", "repeated"])
+@pytest.mark.parametrize("before", [(), (Sends(),)], ids=["first", "after one that only sends"])
+async def test_who_awaits_the_receiver_itself_is_who_they_were(what: str, before: tuple[TaskiqMiddleware, ...]) -> None:
+    inline = Inline(*before)
+    data = await inline.message("works" if what == "repeated" else what)
+    if what == "repeated":
+        await inline.broker.receiver.callback(data)
+    with unchanged():
+        await inline.broker.receiver.callback(data)
+    inline.broker.sent.clear()
+    with pytest.raises(AuthenticationError):
+        await inline.tasks["works"].kiq()
+    with inline.security.acting_as(VIEWER), pytest.raises(AccessDeniedError):
+        await inline.tasks["works"].kiq()
+    assert inline.broker.sent == []
 
 
 async def _attempt(deployment: Deployment, what: str) -> None:
