@@ -35,6 +35,8 @@ class Acting:
     """When the grant ends by which it acts: nothing that it sends lasts longer."""
     counted: bool = False
     """Whether what it sends was counted before: it is to be tried again."""
+    outer: Acting | None = None
+    """Who acts around it, where several `FlowSecurity` are at work in one place: each sees its own."""
 
 
 _acting: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_acting", default=None)
@@ -82,7 +84,12 @@ class scope:  # noqa: N801 (a context manager, which reads as a verb; a generato
         self._token = _acting.set(self._acting)
 
     def __exit__(self, *_: object) -> None:
-        _acting.reset(self._token)
+        try:
+            _acting.reset(self._token)
+        except ValueError:
+            # A generator that somebody else closes, or that a framework runs in threads, leaves another context than
+            # it has entered, and that one is as it was.
+            pass
 
 
 def current_principal() -> Principal:

@@ -42,7 +42,7 @@ class FlowSecurity:
     """Knows who may do what, and proves and checks who asks.
 
     Make one for a process and give it to `SecurityMiddleware` and `HTTPSecurityMiddleware`. `audit` records decisions
-    in place of what the settings say; `clock` tells the seconds since the epoch. Raises `ConfigurationError` if the
+    in place of what the settings say; `clock` tells the seconds since the epoch, in place of `time.time`. Raises `ConfigurationError` if the
     configuration cannot secure anything.
     """
 
@@ -51,7 +51,7 @@ class FlowSecurity:
         config: TaskiqFlowConfig,
         *,
         audit: AuditLogger | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         if not isinstance(config, TaskiqFlowConfig):
             raise TypeError(f"FlowSecurity needs a TaskiqFlowConfig, not {type(config).__name__}")
@@ -59,7 +59,7 @@ class FlowSecurity:
             raise TypeError(f"FlowSecurity needs an AuditLogger to record with, not {type(audit).__name__}")
         self.config = config
         self.audit = from_config.audit(config, audit)
-        self.clock = clock
+        clock = self.clock = clock or _time
         self.rate_limits: RateLimits | None = None
         if config.security_enabled and config.rate_limit_enabled:
             self.rate_limits = RateLimits(config.rate_limit_storage.get_secret_value())
@@ -90,7 +90,7 @@ class FlowSecurity:
         self.key_rotations = KeyRotations(self.audit, clock)
         self.issuer = Issuer(config, self.principals, self.authorization, self.key_rotations)
         self.administration = Administration(
-            self.live, self.authorization.decide, self.authorization.login_ended, self.audit, clock
+            self.live, self.authorization.decide, self.authorization.login_ended, self.api_keys, self.audit, clock
         )
         if not self.enabled:
             _logger.warning("security_enabled is False: every task runs, whoever asks for it.")
@@ -158,13 +158,18 @@ class FlowSecurity:
         _require_principal(principal)
         narrowed = self._narrowed(principal)
         if narrowed is not None:
-            actor = replace(narrowed, pipeline=pipeline or narrowed.pipeline)
+            actor = replace(narrowed, pipeline=pipeline or narrowed.pipeline, outer=acting.current())
         else:
             before = self.actor()
             if pipeline is None and before is not None and before.principal.same_identity(principal):
                 pipeline = before.pipeline
             actor = Acting(
-                principal, self._txn(principal), self, pipeline, actors=() if before is None else before.actors
+                principal,
+                self._txn(principal),
+                self,
+                pipeline,
+                actors=() if before is None else before.actors,
+                outer=acting.current(),
             )
         with acting.scope(actor):
             yield actor.principal
@@ -231,13 +236,19 @@ class FlowSecurity:
     def actor(self) -> Acting | None:
         """Who acts here in the eyes of this object, if anybody."""
         actor = acting.current()
-        return actor if actor is not None and actor.owner is self else None
+        while actor is not None and actor.owner is not self:
+            actor = actor.outer
+        return actor
 
     def _txn(self, principal: Principal) -> str:
         if principal.txn is not None:
             return principal.txn
         actor = self.actor()
         return actor.txn if actor is not None else new_id()
+
+
+def _time() -> float:
+    return time.time()  # looked up each time, so that tests can put another clock in its place
 
 
 def _require_principal(principal: Principal) -> None:

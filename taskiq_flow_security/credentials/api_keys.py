@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,6 +14,8 @@ from taskiq_flow_security.errors import AuthenticationError
 from taskiq_flow_security.tokens.jws import MAX_BYTES
 
 _HASHED = "sha256:"
+
+_ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,10 @@ class ApiKey:
         rate_limits: Mapping[str, str] = MappingProxyType({}),
     ) -> ApiKey:
         """Take a key in plain text, or as ``sha256:<hex>`` of it."""
-        sha256 = key.removeprefix(_HASHED) if key.startswith(_HASHED) else _sha256(key)
-        key_id = _sha256(f"taskiq-flow-security/api-key-id/{sha256}")[:16]
+        key_id = id_of(key)
         return cls(
             key_id,
-            sha256,
+            _hash_of(key),
             subject or f"{API_KEY_PREFIX}{key_id}",
             frozenset(roles),
             frozenset(map(Permission, permissions)),
@@ -104,6 +106,20 @@ class ApiKeys:
     def find(self, key_id: str) -> ApiKey | None:
         """The key of this id as it is configured now."""
         return self._by_id.get(key_id)
+
+
+def id_of(key: str) -> str:
+    """The id of a key in plain text, or as ``sha256:<hex>`` of it, whether anybody has it or not."""
+    return _sha256(f"taskiq-flow-security/api-key-id/{_hash_of(key)}")[:16]
+
+
+def is_id(text: str) -> bool:
+    """Whether this has the form of an id."""
+    return _ID.fullmatch(text) is not None
+
+
+def _hash_of(key: str) -> str:
+    return key.removeprefix(_HASHED) if key.startswith(_HASHED) else _sha256(key)
 
 
 def _sha256(text: str) -> str:

@@ -11,6 +11,7 @@ from taskiq_flow_security.core.events import AuditEvent, EventName, Outcome
 from taskiq_flow_security.core.policy import ENDPOINT_PREFIX, AccessRequest, Decision
 from taskiq_flow_security.core.principal import Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
+from taskiq_flow_security.credentials import ApiKeys
 from taskiq_flow_security.errors import AccessDeniedError, AuthenticationError, BackendUnavailableError
 from taskiq_flow_security.live_policy.document import PolicyChange, PolicyDocument, Revocation, differences
 from taskiq_flow_security.live_policy.live import LivePolicy
@@ -38,12 +39,14 @@ class Administration:
         live: LivePolicy,
         decide: Callable[[Principal, AccessRequest], Decision],
         login_ended: Callable[[Principal], Reason | None],
+        api_keys: ApiKeys,
         audit: AuditLogger,
         clock: Callable[[], float],
     ) -> None:
         self._live = live
         self._decide = decide
         self._login_ended = login_ended
+        self._api_keys = api_keys
         self._audit = audit
         self._clock = clock
 
@@ -68,7 +71,7 @@ class Administration:
         signing key has to be removed from the settings as well: whoever stole it can sign a policy for processes that
         start anew.
         """
-        now = self._clock()
+        now, revocation = self._clock(), self._by_id(revocation)
         if revocation.issued_before is not None:
             revocation = Revocation(issued_before=min(revocation.issued_before, now))
         revoked = await self._edit(
@@ -80,9 +83,15 @@ class Administration:
 
     async def reinstate(self, admin: Principal, revocation: Revocation) -> PolicyDocument:
         """Take a revocation back."""
+        revocation = self._by_id(revocation)
         return await self._edit(
             admin, REINSTATE, lambda policy: policy.with_revoked(policy.revoked.at(self._clock()).without(revocation))
         )
+
+    def _by_id(self, revocation: Revocation) -> Revocation:
+        """The same, where an API key is named that has itself the form of an id."""
+        key = self._api_keys.presented(revocation.api_key)
+        return revocation if key is None else Revocation(api_key=key.id, until=revocation.until)
 
     async def _edit(self, admin: Principal, endpoint: str, edit: Edit, version: int | None = None) -> PolicyDocument:
         await self._require(admin, endpoint)

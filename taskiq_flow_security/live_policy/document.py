@@ -11,6 +11,7 @@ from pydantic_core import to_json
 
 from taskiq_flow_security.core.revocations import Revocations
 from taskiq_flow_security.core.string_enum import StringEnum
+from taskiq_flow_security.credentials import id_of, is_id
 from taskiq_flow_security.errors import ConfigurationError
 from taskiq_flow_security.setting_types import (
     AclConfig,
@@ -43,6 +44,16 @@ class RevocationKind(StringEnum):
     """By its ``kid``: it neither signs any more nor is believed."""
 
 
+def _api_key_id(text: str) -> str:
+    return text if is_id(text) else id_of(text)
+
+
+def _token_id(text: str) -> str:
+    if text.count(".") >= 2 and text.startswith("eyJ"):
+        raise ValueError("name the token by its jti, and keep the token itself to yourself")
+    return text
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,15 +81,15 @@ class _Given(_Model):
 class Revocation(_Given):
     """One thing that is revoked: exactly one kind by name, or all that was issued before a moment.
 
-    ``Revocation(subject="mallory")``; ``Revocation(issued_before=time.time())``. Raises `ConfigurationError` for
-    anything else.
+    ``Revocation(subject="mallory")``; ``Revocation(issued_before=time.time())``. An API key is named by its id; where
+    the key itself is given, what is kept of it is that. Raises `ConfigurationError` for anything else.
     """
 
     _what = "revocation"
 
-    api_key: Name | None = None
+    api_key: Annotated[Name, AfterValidator(_api_key_id)] | None = None
     subject: Name | None = None
-    token: Name | None = None
+    token: Annotated[Name, AfterValidator(_token_id)] | None = None
     signing_key: Name | None = None
     issued_before: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds since the epoch."""

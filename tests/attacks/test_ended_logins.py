@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import time
 from contextlib import nullcontext
 
 import jwt
 import pytest
 
-from taskiq_flow_security import AuthenticationError, Principal
+from taskiq_flow_security import AuthenticationError, FlowSecurity, Principal
 from tests.attacks.forging import encode
-from tests.integration.inmemory.harness import SECRET, Clock, Process
+from tests.integration.inmemory.harness import SECRET, Clock, Process, config
 
 
 async def test_who_acts_when_their_login_ends_kicks_nothing_more(process: Process, clock: Clock) -> None:
@@ -37,6 +38,18 @@ async def test_a_login_is_over_for_everybody_at_the_same_moment(
     for attempt in (process.security.authenticate(bearer=token), process.kick(process.clean, [1], principal=alice)):
         with pytest.raises(AuthenticationError) if over else nullcontext():
             await attempt
+
+
+async def test_a_clock_that_a_test_puts_in_the_place_of_the_systems_is_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    security = FlowSecurity(config())
+    token = jwt.encode({"sub": "alice", "roles": ["processor"], "exp": int(time.time()) + 60}, SECRET, "HS256")
+    await security.authenticate(bearer=token)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    with pytest.raises(AuthenticationError, match="expired"):
+        await security.authenticate(bearer=token)
 
 
 @pytest.mark.parametrize("moment", ["Infinity", "1e999"])

@@ -45,6 +45,21 @@ async def test_who_acts_for_one_acts_for_nobody_in_the_other(process: Process, o
     assert process.broker.sent == []
 
 
+async def test_each_sees_who_acts_for_it_however_many_act_in_one_place(process: Process, other: Process) -> None:
+    inner = Principal("inner", roles=["processor"])
+    with process.security.acting_as(PROCESSOR, pipeline="data"), other.security.acting_as(inner):
+        await process.clean.kiq([1])
+        await other.clean.kiq([1])
+        with process.security.acting_as(PROCESSOR):
+            await other.clean.kiq([1])
+            await process.loose.kiq()  # for the pipeline that was acted for before
+    assert [entry.sub for entry in process.audit.take()] == ["alice", "inner", "inner", "alice"]
+    for each in (process, other):
+        assert len(each.broker.sent) == 2
+        for message in each.broker.sent:
+            await each.runs(message)
+
+
 async def test_who_has_kicked_with_one_acts_for_nobody_in_the_other(process: Process, other: Process) -> None:
     with other.security.acting_as(PROCESSOR):
         await other.clean.kiq([1])

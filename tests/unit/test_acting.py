@@ -29,3 +29,12 @@ def _fork() -> int | None:
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is forked there")
 def test_nobody_acts_in_a_process_that_was_forked_while_somebody_did() -> None:
     assert copy_context().run(_fork) == 0
+
+
+def test_who_leaves_another_context_than_they_have_entered_changes_nothing_there() -> None:
+    entered, left = copy_context(), copy_context()
+    scope = acting.scope(Acting(Principal("alice"), "txn", owner=None))
+    entered.run(scope.__enter__)
+    left.run(acting.become, bob := Acting(Principal("bob"), "txn", owner=None))
+    left.run(scope.__exit__, None, None, None)
+    assert left.run(acting.current) is bob

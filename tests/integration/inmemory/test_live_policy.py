@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from time import monotonic
 from typing import Any
 
@@ -152,6 +154,28 @@ async def test_a_revoked_api_key_is_refused_and_what_it_has_queued_too(new_proce
         await process.security.authenticate(api_key=API_KEY)
     assert unauthenticated.value.reason == "api_key_revoked"
     await process.refuses_authentic(queued, "revoked")
+
+
+@pytest.mark.parametrize("key", [API_KEY, "0123456789abcdef"], ids=["a key", "a key that looks like an id"])
+@pytest.mark.parametrize("hashed", [False, True], ids=["plain", "hashed"])
+async def test_an_api_key_that_is_revoked_by_itself_is_revoked_and_kept_nowhere(
+    new_process: NewProcess, key: str, hashed: bool
+) -> None:
+    named = f"sha256:{hashlib.sha256(key.encode()).hexdigest()}" if hashed else key
+    process = new_process(api_keys={key: KEYS[API_KEY]})
+    changes: list[logging.LogRecord] = []
+    process.audit.on_change = changes.append
+    administration = process.security.administration
+    await administration.revoke(ADMIN, Revocation(api_key=named))
+    with pytest.raises(AuthenticationError, match="api_key_revoked"):
+        await process.security.authenticate(api_key=key)
+    kept = f"{process.security.live.document!r} {[record.__dict__ for record in changes]}"
+    assert process.security.live.document.revoked.api_key
+    assert changes
+    assert key not in kept
+    assert named not in kept
+    await administration.reinstate(ADMIN, Revocation(api_key=named))
+    await process.security.authenticate(api_key=key)
 
 
 async def test_a_message_is_revoked_by_the_id_that_the_audit_log_shows(process: Process, audit: AuditTrail) -> None:

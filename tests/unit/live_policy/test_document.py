@@ -112,6 +112,19 @@ def test_what_was_given_by_mistake_is_not_quoted() -> None:
     assert "itself']" not in "".join(traceback.format_exception(refusal.value))
 
 
+def test_of_an_api_key_that_is_revoked_nothing_is_kept_but_its_id() -> None:
+    revocation = Revocation(api_key="an API key itself")
+    assert "an API key itself" not in repr(revocation)
+    assert Revocation(api_key=revocation.api_key) == revocation
+
+
+def test_a_token_that_is_to_be_revoked_by_itself_is_an_error_that_does_not_quote_it() -> None:
+    token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
+    with pytest.raises(ConfigurationError, match="name the token by its jti") as refusal:
+        Revocation(token=token)
+    assert token not in "".join(traceback.format_exception(refusal.value))
+
+
 @pytest.mark.parametrize(
     "revocation",
     [
