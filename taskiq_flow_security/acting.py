@@ -89,7 +89,7 @@ class scope:  # noqa: N801 (a context manager, which reads as a verb; a generato
         except ValueError:
             # A generator that somebody else closes, or that a framework runs in threads, leaves another context than
             # it has entered, and that one is as it was.
-            pass
+            return
 
 
 def current_principal() -> Principal:

@@ -27,6 +27,7 @@ from pydantic_settings import (
 from taskiq_flow_security.environment import PREFIX, Variables, warn_of_unknown
 from taskiq_flow_security.errors import ConfigurationError
 from taskiq_flow_security.setting_types import (
+    ApiKeySecret,
     Names,
     Network,
     Origin,
@@ -132,7 +133,7 @@ class TaskiqFlowConfig(BaseSettings):
     # Authentication
     auth_provider: Literal["api_key", "jwt"] = "api_key"
     """What callers mainly log in with; ``jwt`` must be configured. Every credential that is configured is accepted."""
-    api_keys: dict[SecretStr, ApiKeyConfig] = {}
+    api_keys: dict[ApiKeySecret, ApiKeyConfig] = {}
     """By key, in plain text or as ``sha256:<hex>`` of it."""
     jwt_secret: SecretStr | None = None
     """Verifies HS256 bearer tokens; without `signing_keys`, keys for principals and messages are derived from it."""
@@ -256,7 +257,7 @@ class TaskiqFlowConfig(BaseSettings):
 
     @field_validator("api_keys")
     @classmethod
-    def _check_api_keys(cls, keys: dict[SecretStr, ApiKeyConfig]) -> dict[SecretStr, ApiKeyConfig]:
+    def _check_api_keys(cls, keys: dict[ApiKeySecret, ApiKeyConfig]) -> dict[ApiKeySecret, ApiKeyConfig]:
         for key in map(SecretStr.get_secret_value, keys):
             if not key:
                 raise ValueError("an API key must not be empty")

@@ -42,8 +42,8 @@ class FlowSecurity:
     """Knows who may do what, and proves and checks who asks.
 
     Make one for a process and give it to `SecurityMiddleware` and `HTTPSecurityMiddleware`. `audit` records decisions
-    in place of what the settings say; `clock` tells the seconds since the epoch, in place of `time.time`. Raises `ConfigurationError` if the
-    configuration cannot secure anything.
+    in place of what the settings say; `clock` tells the seconds since the epoch in place of `time.time`. Raises
+    `ConfigurationError` if the configuration cannot secure anything.
     """
 
     def __init__(

@@ -32,6 +32,15 @@ def check_hs256_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+class ApiKeySecret(SecretStr):
+    """An API key as the settings name it. It is found by its plain text, which it does not show."""
+
+    def __eq__(self, other: object) -> bool:
+        return self.get_secret_value() == other if isinstance(other, str) else super().__eq__(other)
+
+    __hash__ = SecretStr.__hash__
+
+
 def _check_rate_limit(limit: str) -> str:
     try:
         parse_many(limit)

@@ -36,7 +36,7 @@ class Admission:
 
 
 def guard(
-    *,
+    *misplaced: object,
     permission: Permission | str | None = None,
     roles: Iterable[str] = (),
     predicate: Predicate | None = None,
@@ -62,6 +62,8 @@ def guard(
     A guarded function runs only when a worker with `SecurityMiddleware` has admitted the message; without the
     middleware, or called directly, it raises `AccessDeniedError`. Raises `ConfigurationError` if it cannot be guarded.
     """
+    if misplaced:
+        raise ConfigurationError('guard: say by name what is asked for, as in @guard(roles=["processor"]).')
     if isinstance(roles, str):
         raise ConfigurationError(f'guard: roles must be a list of names; write roles=["{roles}"].')
     roles = tuple(roles) if isinstance(roles, Iterable) else (roles,)
@@ -71,7 +73,7 @@ def guard(
         needed = None if permission is None else Permission(permission)
     except ValueError:
         raise ConfigurationError(f"guard: permission must be one of {', '.join(Permission)}.") from None
-    if predicate is not None and (not callable(predicate) or inspect.iscoroutinefunction(predicate)):
+    if predicate is not None and not _is_plain_function(predicate):
         raise ConfigurationError("guard: predicate must be a plain function; it decides, it does not wait.")
     if rate_limit is not None:
         try:
@@ -88,6 +90,11 @@ def guard(
         return _guarded(function, rule)
 
     return decorate
+
+
+def _is_plain_function(predicate: object) -> bool:
+    called = predicate if inspect.isroutine(predicate) else getattr(predicate, "__call__", None)  # noqa: B004 (what it is, not whether)
+    return callable(predicate) and not inspect.iscoroutinefunction(called)
 
 
 def guard_of(function: Callable[..., Any]) -> Guard | None:

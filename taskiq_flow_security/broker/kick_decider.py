@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from taskiq.abc.broker import AsyncBroker
 from taskiq.message import TaskiqMessage
@@ -163,11 +164,7 @@ class KickDecider:
             pipeline, actors = (None, ()) if actor is None else (actor.pipeline, actor.actors)
             return Acting(token.principal, token.txn, self._security, pipeline, token, actors, received=True)
         if actor is None:
-            raise AuthenticationError(
-                Reason.NO_PRINCIPAL,
-                "Nobody asks for this task; kick it inside `with security.acting_as(principal):`, or with the labels "
-                "of security.labels_for(principal).",
-            )
+            raise AuthenticationError(Reason.NO_PRINCIPAL, _who_is_missing(labels))
         return actor
 
     def record_denied(self, kick: Kick, error: FlowSecurityError, *, shadow: bool = False) -> None:
@@ -197,3 +194,21 @@ class KickDecider:
         except AuthenticationError:
             return False
         return True
+
+
+def _who_is_missing(labels: Mapping[str, object]) -> str:
+    """What whoever kicks this for nobody is to do."""
+    if SCHEDULE_LABEL in labels:
+        return (
+            "Nobody has granted this schedule; wrap its source in ProtectedSchedules, with a service for the schedules "
+            "that stand in code."
+        )
+    if acting.current() is not None:
+        return (
+            "Nobody asks for this task: who acts here does so for another FlowSecurity; make one for the process, and "
+            "give it to all middlewares."
+        )
+    return (
+        "Nobody asks for this task; kick it inside `with security.acting_as(principal):`, or with the labels of "
+        "security.labels_for(principal)."
+    )

@@ -25,8 +25,10 @@ from taskiq_flow_security.replay import Progress, SharedReplays
 from taskiq_flow_security.security import FlowSecurity
 from taskiq_flow_security.tokens.message_signature import MessageSignature
 
-_waits = Losses(logging.getLogger(__name__), "messages wait")
-_unnoted = Losses(logging.getLogger(__name__), "messages have completed and could not be noted as such")
+_logger = logging.getLogger(__name__)
+
+_waits = Losses(_logger, "messages wait")
+_unnoted = Losses(_logger, "messages have completed and could not be noted as such")
 
 _COMPLETED = Progress.COMPLETED
 
@@ -49,15 +51,22 @@ class Replays:
     def __init__(self, security: FlowSecurity, *, broadcast: bool) -> None:
         stores = security.replays
         self._security = security
+        self._broadcast = broadcast
         self._own = None if stores is None else stores.own
         self._shared = None if stores is None or broadcast else stores.shared
         self._noting: set[asyncio.Future[object]] = set()
         """What is being noted in the background; an event loop alone does not hold it."""
 
     def check_tasks(self, broker: AsyncBroker) -> None:
-        """Raise `ConfigurationError` if a task asks for more than can be remembered."""
+        """Raise `ConfigurationError` if a task asks for more than can be remembered, and warn where that is little."""
         if self._shared is not None:
             return
+        if self._own is not None and not self._broadcast:
+            _logger.warning(
+                "shared_store is not set: each worker process remembers for itself what has completed, and forgets it "
+                "when it ends, so that a copy of a message may run again in another one. Set it to a Redis that all "
+                "workers share."
+            )
         for name, task in broker.get_all_tasks().items():
             if _at_most_once(task):
                 raise ConfigurationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
@@ -167,6 +167,9 @@ def _decide_guard(
         except Exception as error:  # noqa: BLE001 (an error means deny)
             return _deny(Reason.GUARD, f"guard.predicate raised {type(error).__name__}")
         if passed is not True:
+            if isinstance(passed, Coroutine):
+                passed.close()  # or it would be said on standard error, to nobody, that it was never awaited
+                return _deny(Reason.GUARD, "guard.predicate returned a coroutine")
             return _deny(Reason.GUARD, "guard.predicate")
     return granted
 

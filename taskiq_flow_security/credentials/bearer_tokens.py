@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from taskiq_flow_security.core.principal import OWN_SUBJECTS, Permission, Principal
+from taskiq_flow_security.core.principal import ANONYMOUS, OWN_SUBJECTS, Permission, Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError, ConfigurationError
 from taskiq_flow_security.tokens.jws import MAX_BYTES, check_times
+
+_logger = logging.getLogger(__name__)
 
 _BEARER_TYPES = frozenset({"jwt", "at+jwt"})
 """RFC 7519 section 5.1 and RFC 9068 section 2.1, in lower case. A token of another declared type is no bearer token."""
@@ -44,6 +47,14 @@ _PUBLIC_ALGORITHMS = frozenset(
         "EdDSA",
     }
 )
+_ALGORITHMS = ", ".join(sorted(_PUBLIC_ALGORITHMS))
+
+_CURVES: dict[object, frozenset[object]] = {
+    "RSA": frozenset({None}),
+    "EC": frozenset({"P-256", "P-384", "P-521"}),
+    "OKP": frozenset({"Ed25519", "Ed448"}),
+}
+"""By the type of a key, those that the algorithms know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,26 +161,44 @@ def bearer_key_from_pem(pem: str) -> BearerKey:
 
 
 def bearer_keys_from_jwks(path: Path) -> list[BearerKey]:
-    """The signature keys of a JWK set file (RFC 7517 section 5). Raises `ConfigurationError`."""
+    """The signature keys of a JWK set file. Raises `ConfigurationError`.
+
+    A key that is for something else, or of a kind that is not known here, is left out (RFC 7517 section 5), which is
+    logged; one that should stand in no such file, or is wrong, is an error.
+    """
     try:
         entries = json.loads(path.read_text())["keys"]
-        keys = [_bearer_key_from_jwk(entry) for entry in entries if entry.get("use", "sig") == "sig"]
+        for_signatures = [entry for entry in entries if entry.get("use", "sig") == "sig"]
     except OSError as error:
         raise ConfigurationError(f"jwt_jwks_file: {path} cannot be read: {error.strerror}") from None
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RecursionError,
-        jwt.PyJWTError,
-    ):
-        keys = []
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        for_signatures = []
+    keys = []
+    for number, entry in enumerate(for_signatures, 1):
+        name = f"key {number} ({str(entry.get('kid', 'without a kid'))[:64]!r})"
+        try:
+            if _is_of_another_kind(entry):
+                _logger.warning("jwt_jwks_file: %s is left out, as it is for none of %s.", name, _ALGORITHMS)
+            else:
+                keys.append(_bearer_key_from_jwk(entry))
+        except (ValueError, TypeError, KeyError, AttributeError, jwt.PyJWTError):
+            problem = f"jwt_jwks_file: {name} of {path} is not a public key that is good enough for {_ALGORITHMS}."
+        else:
+            continue
+        raise ConfigurationError(problem)  # out here, so that it does not carry the key along
     if not keys:
-        raise ConfigurationError(
-            f"jwt_jwks_file: {path} must be a JWK set of public keys for {', '.join(sorted(_PUBLIC_ALGORITHMS))}."
-        )
+        raise ConfigurationError(f"jwt_jwks_file: {path} must be a JWK set of public keys for {_ALGORITHMS}.")
     return keys
+
+
+def _is_of_another_kind(entry: dict[str, Any]) -> bool:
+    """Whether a key is for algorithms that are not known here. Of what is secret, no other kind is harmless."""
+    kind = entry.get("kty")
+    if kind == "oct" or "d" in entry:
+        return False
+    if kind not in _CURVES or entry.get("alg", "RS256") not in _PUBLIC_ALGORITHMS:
+        return True
+    return entry.get("crv") not in _CURVES[kind]
 
 
 def _bearer_key_from_jwk(entry: dict[str, Any]) -> BearerKey:
@@ -193,7 +222,7 @@ def _principal(claims: dict[str, Any], txn: str, expires_at: float | None) -> Pr
     if permissions is not None:
         # An identity provider names other applications' permissions too; they grant nothing here.
         permissions = [name for name in permissions if name in set(Permission)]
-    if str(claims["sub"]).startswith(OWN_SUBJECTS):
+    if claims["sub"] == ANONYMOUS.subject or str(claims["sub"]).startswith(OWN_SUBJECTS):
         raise ValueError("the subject of somebody else")
     return Principal(
         claims["sub"],

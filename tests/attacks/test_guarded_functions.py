@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -331,3 +332,17 @@ async def test_nobody_passes_the_guard_of_a_task_without_one_of_its_roles(
 async def test_a_guard_above_the_task_decorator_is_a_configuration_error(process: Process) -> None:
     with pytest.raises(ConfigurationError):
         guard()(process.clean)
+
+
+async def test_a_predicate_that_turns_out_to_be_asynchronous_denies_and_says_so(process: Process) -> None:
+    async def check() -> bool:
+        return True
+
+    @process.broker.task("checked", pipeline="data")
+    @guard(predicate=lambda _principal, _arguments: check())  # type: ignore[arg-type,return-value]  # what is wrong with it
+    async def checked() -> None: ...
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that it was never awaited
+        with pytest.raises(AccessDeniedError, match=r"guard\.predicate returned a coroutine"):
+            await process.kick(checked)

@@ -241,6 +241,8 @@ async def test_a_source_that_nobody_protects_sends_nothing_in_anybodys_name(
     labels = deployment.api.security.labels_for(PROCESSOR)
     with pytest.raises(AuthenticationError, match="ProtectedSchedules"):
         await scheduler.on_ready(deployment.store, stored.model_copy(update={"labels": labels}))
+    with pytest.raises(AuthenticationError, match=r"wrap its source in ProtectedSchedules, with a service"):
+        await scheduler.on_ready(deployment.store, stored.model_copy(update={"labels": {}}))
     assert deployment.scheduler.broker.sent == []
 
 

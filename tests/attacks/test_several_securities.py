@@ -39,7 +39,10 @@ async def test_labels_of_one_are_refused_by_the_other_at_the_kick(process: Proce
 
 
 async def test_who_acts_for_one_acts_for_nobody_in_the_other(process: Process, other: Process) -> None:
-    with other.security.acting_as(PROCESSOR), pytest.raises(AuthenticationError) as refusal:
+    with (
+        other.security.acting_as(PROCESSOR),
+        pytest.raises(AuthenticationError, match="another FlowSecurity") as refusal,
+    ):
         await process.clean.kiq([1])
     assert refusal.value.reason == "no_principal"
     assert process.broker.sent == []

@@ -70,6 +70,8 @@ def test_secrets_are_read_from_their_variables_and_shown_nowhere(monkeypatch: py
     assert config.jwt_secret is not None
     assert config.jwt_secret.get_secret_value() == SECRET
     assert [key.get_secret_value() for key in config.api_keys] == [SECRET]
+    assert config.api_keys[SECRET].role  # type: ignore[index]  # which equals a plain key, and hides it
+    assert "another" not in config.api_keys
     for shown in (repr(config), str(config), config.model_dump_json(), repr(config.model_dump())):
         assert SECRET not in shown
 

@@ -494,3 +494,21 @@ async def test_a_worker_does_not_start_that_cannot_keep_a_task_from_running_twic
     process.broker.is_worker_process = True
     with pytest.raises(ConfigurationError, match="at_most_once, which needs a store that outlives"):
         await process.broker.startup()
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_worker", "said"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"unsafe_allow_replays": True}, True, False),
+        ({"shared_store": "redis://localhost:1"}, True, False),
+    ],
+)
+async def test_a_worker_that_remembers_for_itself_says_so(
+    new_process: NewProcess, settings: dict[str, Any], is_worker: bool, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = new_process(**settings)
+    process.broker.is_worker_process = is_worker
+    await process.broker.startup()
+    assert ("each worker process remembers for itself what has completed" in caplog.text) is said

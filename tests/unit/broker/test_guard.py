@@ -15,6 +15,18 @@ async def waits(_principal: Principal, _arguments: object) -> bool:
     return True
 
 
+class Waits:
+    async def __call__(self, _principal: Principal, _arguments: object) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    "predicate", [lambda *_: True, Principal.same_identity, all, type("Callable", (), {"__call__": all})()]
+)
+def test_a_predicate_may_be_whatever_can_be_called(predicate: Any) -> None:
+    guard(predicate=predicate)
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -24,6 +36,8 @@ async def waits(_principal: Principal, _arguments: object) -> bool:
         (lambda: guard(permission="fly"), "permission must be one of read, execute, admin"),
         (lambda: guard(permission=["execute"]), "permission must be one of"),  # type: ignore[arg-type]
         (lambda: guard(predicate=waits), "predicate must be a plain function"),  # type: ignore[arg-type]
+        (lambda: guard(predicate=Waits()), "predicate must be a plain function"),  # type: ignore[arg-type]
+        (lambda: guard(lambda: None), r"say by name what is asked for, as in @guard\(roles="),
         (lambda: guard(predicate=5), "predicate must be a plain function"),  # type: ignore[arg-type]
         (lambda: guard(rate_limit="often"), "write rate_limit like"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,36 @@ def test_a_jwk_set_without_usable_public_keys_is_a_configuration_error(content: 
         security(jwt_jwks_file=path)
 
 
+UNKNOWN_KINDS: list[dict[str, Any]] = [
+    {"kty": "XX", "kid": "other"},
+    {"kty": "RSA", "alg": "RSA-OAEP", "kid": "other", "n": "AQAB", "e": "AQAB"},
+    {"kty": "EC", "crv": "secp256k1", "kid": "other", "x": "AA", "y": "AA"},
+    {"kty": "OKP", "crv": "X25519", "kid": "other", "x": "AA"},
+]
+
+
+@pytest.mark.parametrize("other", UNKNOWN_KINDS, ids=lambda key: str(key.get("crv", key.get("alg", key["kty"]))))
+async def test_a_key_of_another_kind_in_a_jwk_set_is_left_out_and_logged(
+    other: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = jwks(tmp_path / "jwks.json", other, jwk("EdDSA", kid="one"))
+    named = token(PRIVATE["EdDSA"], "EdDSA", {"kid": "one"})
+    assert (await security(jwt_jwks_file=path).authenticate(bearer=named)).subject == "alice"
+    assert "jwt_jwks_file: key 1 ('other') is left out" in caplog.text
+
+
+SECRETS = [{"kty": "oct", "k": "c2VjcmV0", "kid": "wrong"}, {**jwk("RS256"), "d": "c2VjcmV0", "kid": "wrong"}]
+WRONG = [{"kty": "RSA", "n": "AQAB", "e": "AQAB", "kid": "wrong"}, {"kty": [], "kid": "wrong"}]
+
+
+@pytest.mark.parametrize("wrong", [*SECRETS, *WRONG], ids=["symmetric", "private", "weak", "no key"])
+def test_a_key_that_should_stand_in_no_jwk_set_is_an_error_that_names_it(wrong: dict[str, Any], tmp_path: Path) -> None:
+    path = jwks(tmp_path / "jwks.json", jwk("EdDSA", kid="one"), wrong)
+    with pytest.raises(ConfigurationError, match=r"jwt_jwks_file: key 2 \('wrong'\) of ") as refusal:
+        security(jwt_jwks_file=path)
+    assert "c2VjcmV0" not in "".join(traceback.format_exception(refusal.value))
+
+
 def test_a_jwk_set_that_is_not_there_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"jwt_jwks_file.*cannot be read"):
         security(jwt_jwks_file=tmp_path / "none.json")
@@ -156,6 +187,7 @@ def test_a_small_rsa_key_and_another_curve_are_configuration_errors(tmp_path: Pa
         ({"sub": ""}, "invalid_claims"),
         ({"sub": "api-key:0123456789abcdef"}, "invalid_claims"),
         ({"sub": "service:nightly"}, "invalid_claims"),
+        ({"sub": "anonymous"}, "invalid_claims"),
         ({"roles": None}, "invalid_claims"),
         ({"roles": "processor"}, "invalid_claims"),
         ({"roles": [7]}, "invalid_claims"),
