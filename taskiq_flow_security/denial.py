@@ -24,3 +24,12 @@ def internal_error() -> AccessDeniedError:
     return AccessDeniedError(
         Reason.INTERNAL_ERROR, "An unexpected error kept this process from deciding; its log has it."
     )
+
+
+def denial_in(error: Exception) -> FlowSecurityError | None:
+    """The denial that an error is, or the first one of a task group that has failed with nothing but denials."""
+    if isinstance(error, FlowSecurityError):
+        return error
+    within = getattr(error, "exceptions", ())  # of an `ExceptionGroup`, which Python 3.10 does not have
+    denials = [denial_in(each) for each in within if isinstance(each, Exception)]
+    return denials[0] if denials and None not in denials else None

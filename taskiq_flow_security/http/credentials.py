@@ -49,7 +49,8 @@ def find_credentials(headers: Headers, query: bytes) -> Credentials | None:
             Reason.SEVERAL_CREDENTIALS, "Send one credential: X-API-Key or Authorization, and only once."
         )
     if keys:
-        return Credentials(keys[0].decode("latin-1")) if keys[0] else None
+        key = keys[0].rstrip(b" \t")  # which is no part of it (RFC 9110 section 5.5), and some servers leave there
+        return Credentials(key.decode("latin-1")) if key else None
     if not authorizations:
         return None
     scheme, _, token = authorizations[0].decode("latin-1").partition(" ")

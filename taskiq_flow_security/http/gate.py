@@ -41,6 +41,10 @@ _OF_HANDSHAKES = _OF_REQUESTS | {b"host", b"origin"}
 """The headers that decisions are made on."""
 
 
+_LONGEST_METHOD, _LONGEST_PATH, _MOST_UNKNOWN = 20, 200, 100
+"""Of what no rule knows, how much is logged: characters, and how many."""
+
+
 class Gate:
     """Makes the decisions of the edge. Raises `ConfigurationError` if rules and settings do not fit together."""
 
@@ -57,6 +61,8 @@ class Gate:
                 config, security.rate_limits, security.api_keys, security.live, self._rules.endpoints
             )
             self._failed_logins = FailedLogins(config, security.rate_limits)
+        self._unknown: set[tuple[str, str]] = set()
+        """Methods and paths that no rule knows and that were told of."""
         self._precedents = Precedents(security, self._limits, self._failed_logins)
         if not config.websocket_require_auth:
             _logger.warning("websocket_require_auth is False: anybody may connect and subscribe to every pipeline.")
@@ -114,11 +120,12 @@ class Gate:
         await security.live.catch_up()
         try:
             principal = security.authentication.identify(api_key=given.api_key, bearer=given.bearer, txn=visit.txn)
-        except AuthenticationError:
+        except AuthenticationError as failure:
             if failed_logins is not None:
                 try:
                     await failed_logins.count(visit.client, security.clock())
                 except BackendUnavailableError as error:
+                    self._record(visit, EventName.AUTHN_LOGIN_FAIL, Outcome.DENY, failure.reason)
                     self._uncounted(visit, error)
             raise
         security.authentication.record_success(principal, visit.client.address)
@@ -185,7 +192,21 @@ class Gate:
             return None  # a request may have any word for a method
         if not is_plain(scope.get("raw_path") or b""):
             return None
-        return self._rules.find(method, route_path(scope))
+        path = route_path(scope)
+        match = self._rules.find(method, path)
+        if match is None:
+            self._tell_unknown(method, path)
+        return match
+
+    def _tell_unknown(self, method: str, path: str) -> None:
+        """Log what no rule knows, each once, and not too many of them: any client can think of more."""
+        unknown = method[:_LONGEST_METHOD], path[:_LONGEST_PATH]
+        if unknown not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
+            self._unknown.add(unknown)
+            level = logging.WARNING if self.security.monitoring else logging.INFO
+            _logger.log(
+                level, "No rule knows %a %a, so that nobody may use it; if somebody is to, give a Rule.", *unknown
+            )
 
     async def count(self, visit: Visit) -> None:
         """Count a visit, by its principal or else by its client. Raises as `RateLimits.hit`."""

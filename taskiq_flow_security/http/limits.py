@@ -27,8 +27,11 @@ DEFAULTS = {
     "execute_pipeline": "10/minute",
     "get_status": "30/minute",
     "websocket_connect": "5/minute",
+    "page": "600/minute",
 }
-"""The limits that the guide names; all other endpoints have `rate_limit_default`."""
+"""The limits that the guide names, and one for the files of the page, all of which each look at it needs; all other
+endpoints have `rate_limit_default`.
+"""
 
 WEBSOCKET_LOGIN = "websocket_login"
 """The endpoint that handshakes without credentials are counted by, for each address."""

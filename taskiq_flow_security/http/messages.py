@@ -63,9 +63,18 @@ def pipelines_in(content: str | bytes | None) -> list[str]:
         if _looks_like_json(content or ""):
             raise _unreadable() from None
     pipelines = [name for name in named if isinstance(name, str)]
-    if len(pipelines) != len(named):
+    if len(pipelines) != len(named) or not _is_text("".join(pipelines)):
         raise _unreadable()
     return pipelines
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be sent back: Python's parser lets lone surrogates pass."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _looks_like_json(content: str | bytes) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from taskiq_flow_security.core.principal import ANONYMOUS
-from taskiq_flow_security.errors import FlowSecurityError
+from taskiq_flow_security.denial import denial_in
 from taskiq_flow_security.http.answer import Answer, hsts
 from taskiq_flow_security.http.asgi import App, Receive, Scope, Send
 from taskiq_flow_security.http.gate import Gate
@@ -21,7 +21,8 @@ class HTTPSecurityMiddleware:
     ``app.add_middleware(HTTPSecurityMiddleware, security=security, rules=[...])``. The `rules` come before those of the
     guide's API, which hold too but for the ones that they hide; a path that no rule knows is denied. While a request is
     handled, its principal acts: tasks are kicked in its name, `current_principal` knows it, and it is at
-    ``request.state.principal``. A `FlowSecurityError` that the application raises becomes the answer that says it.
+    ``request.state.principal``. A `FlowSecurityError` that the application raises, or a group of nothing else, becomes
+    the answer that says it.
 
     Raises `ConfigurationError` if rules or settings are wrong.
     """
@@ -54,10 +55,11 @@ class HTTPSecurityMiddleware:
         with gate.entered(scope, visit, principal):
             try:
                 await self._app(scope, receive, answer.send)
-            except FlowSecurityError as error:
-                if answer.started:
+            except Exception as error:
+                denial = denial_in(error)
+                if denial is None or answer.started:
                     raise
-                await problem_of(error).send(answer.send)
+                await problem_of(denial).send(answer.send)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle what is no request, or not secured."""

@@ -91,6 +91,10 @@ def problem_of(error: FlowSecurityError) -> Problem:
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, error.reason, str(error), {"retry-after": "1"})
     if isinstance(error, UnsignableMessageError):
         return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, INVALID_INPUT, str(error))
+    return _misconfigured(error)
+
+
+def _misconfigured(error: FlowSecurityError) -> Problem:
     _logger.error("A request cannot be answered as the server is set up.", exc_info=error)
     return Problem(
         HTTPStatus.INTERNAL_SERVER_ERROR, Reason.INTERNAL_ERROR, "The server is not set up for this; its log says why."
@@ -99,6 +103,8 @@ def problem_of(error: FlowSecurityError) -> Problem:
 
 def _unauthenticated(error: AuthenticationError) -> Problem:
     detail = str(error.args[1])
+    if error.reason == Reason.CANNOT_ISSUE:  # which is nobody's fault who asks
+        return _misconfigured(error)
     if error.reason in _BAD_REQUEST:
         challenge = f'Bearer {_REALM}, error="invalid_request"'
         return Problem(HTTPStatus.BAD_REQUEST, error.reason, detail, {"www-authenticate": challenge})

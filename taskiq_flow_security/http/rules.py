@@ -205,7 +205,10 @@ def guide_rules(prefixes: Iterable[str] = ("", "/api")) -> tuple[Rule, ...]:
 
 def with_guide_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     """These rules, and after them those of `guide_rules` that none of them hides."""
-    table = RuleTable(own := tuple(rules))
+    own = (rules,) if isinstance(rules, Rule) else tuple(rules)
+    if not all(isinstance(rule, Rule) for rule in own):
+        raise ConfigurationError("rules: give each as Rule(method, path, endpoint, ...).")
+    table = RuleTable(own)
     return (*own, *(rule for rule in guide_rules() if not table.hides(rule)))
 
 

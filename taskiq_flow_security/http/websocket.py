@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from taskiq_flow_security.core.principal import ANONYMOUS, Principal
 from taskiq_flow_security.core.reasons import Reason
-from taskiq_flow_security.errors import AccessDeniedError, AuthenticationError, FlowSecurityError
+from taskiq_flow_security.denial import denial_in
+from taskiq_flow_security.errors import AccessDeniedError, AuthenticationError
 from taskiq_flow_security.http.answer import Answer
 from taskiq_flow_security.http.asgi import App, Header, Receive, Scope, Send
 from taskiq_flow_security.http.connection import Connection
@@ -110,8 +111,11 @@ class WebSockets:
             if not app.done() and await refuse(self._gate, visit, connection, _ended(watch)):
                 return
             await app
-        except FlowSecurityError as error:  # of the application: as over HTTP, it is the answer
-            await connection.refuse(error)
+        except Exception as error:
+            denial = denial_in(error)
+            if denial is None:
+                raise
+            await connection.refuse(denial)  # of the application: as over HTTP, it is the answer
         finally:
             await end(app, watch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from taskiq_flow_security.pipelines.protocol import Pipeline, RunsHere
 from taskiq_flow_security.pipelines.steps import StepsPipeline
 from taskiq_flow_security.pipelines.task import TaskPipeline
 
+_logger = logging.getLogger(__name__)
+
 _MAX_ID_LENGTH = 200
 
 
@@ -28,13 +31,15 @@ class Catalogue:
         self._broker = broker
         self._patience = patience
         self._added: dict[str, Pipeline] = {}
+        self._told: set[str] = set()
+        """Labels of which it was logged why they are no pipelines."""
 
     def add(self, pipeline_id: str, given: object) -> None:
         """Add a pipeline: one of taskiq-flow or taskiq-pipelines, a task, or whatever meets `Pipeline`.
 
         Raises `ConfigurationError` for an id that cannot be one, or is taken, and for what cannot be started here.
         """
-        if not is_pipeline_id(pipeline_id):
+        if not isinstance(pipeline_id, str) or not is_pipeline_id(pipeline_id):
             raise ConfigurationError(
                 f"{pipeline_id!r} cannot be the id of a pipeline; use up to {_MAX_ID_LENGTH} printable characters "
                 f'without "/", "\\" and "%", that are not "{ALL_PIPELINES}" and do not begin with "{TASK_PREFIX}" or '
@@ -64,7 +69,18 @@ class Catalogue:
             label = task.labels.get(PIPELINE_LABEL)
             if isinstance(label, str) and is_pipeline_id(label):
                 tasks.setdefault(label, []).append(task)
+            elif isinstance(label, str):
+                self._tell(label, "it cannot stand in a path")
+        for label, named in tasks.items():
+            if len(named) > 1 and label not in self._added:
+                self._tell(label, f"{len(named)} tasks have that label, so that nobody can tell which one is meant")
         return {label: TaskPipeline(label, task, self._broker) for label, (task, *more) in tasks.items() if not more}
+
+    def _tell(self, label: str, why: str) -> None:
+        """Log once why a label of tasks is no pipeline of one step."""
+        if label not in self._told:
+            self._told.add(label)
+            _logger.info("The label %a makes no pipeline of one step: %s. Name it in `pipelines`.", label, why)
 
     def _pipeline(self, pipeline_id: str, given: object) -> Pipeline:
         if isinstance(given, AsyncTaskiqDecoratedTask):

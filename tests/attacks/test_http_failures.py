@@ -6,6 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
+import anyio
 import pytest
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -86,6 +87,7 @@ async def test_a_store_that_is_away_denies_and_says_when_to_try_again(nowhere: s
     assert answer.headers["retry-after"] == "1"
     assert edge.trail.last.reason == "backend_unavailable"
     assert (await edge.get("/pipelines", key("wrong"))).status == 503
+    assert [event.reason for event in edge.trail.events[-2:]] == ["unknown_api_key", "backend_unavailable"]
     assert edge.reached == []
 
 
@@ -246,6 +248,33 @@ async def test_an_error_of_a_route_becomes_its_problem(error: Exception, status:
     assert answer.status == status
     assert answer.reason is not None
     assert "strict-transport-security" in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("errors", "status"),
+    [
+        ([AccessDeniedError("guard", "Not you."), AuthenticationError("expired")], 403),
+        ([AccessDeniedError("guard", "Not you."), LookupError()], None),
+    ],
+)
+async def test_a_group_of_nothing_but_denials_becomes_the_problem_of_its_first(
+    errors: list[Exception], status: int | None
+) -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    async def mine(request: Request) -> JSONResponse:
+        async with anyio.create_task_group() as group:
+            for error in errors:
+                group.start_soon(fail, error)
+        raise AssertionError("nothing has failed")
+
+    edge = Edge(routes=[Route("/mine", mine)], rules=OPEN)
+    if status is None:
+        with pytest.raises(Exception, match="unhandled errors in a TaskGroup"):
+            await edge.get("/mine", key())
+    else:
+        assert (await edge.get("/mine", key())).status == status
 
 
 async def test_an_error_after_the_answer_has_begun_does_not_begin_another() -> None:

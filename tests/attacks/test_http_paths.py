@@ -209,3 +209,22 @@ async def test_routes_without_rules_are_no_way_around_public_ones() -> None:
         assert (await edge.get(path)).status == 401
         assert (await edge.get(path, key(ADMIN))).status == 403
     assert (await edge.post("/health", key(ADMIN))).status == 403
+
+
+@pytest.mark.parametrize(("enforcement", "level"), [("enforce", "INFO"), ("monitor", "WARNING")])
+async def test_what_no_rule_knows_is_logged_once_each_and_bounded(
+    enforcement: str, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    edge = Edge(settings={"enforcement": enforcement})
+    for path in ("/orders", "/orders", "/a\nb", f"/{'x' * 10_000}", *(f"/{number}" for number in range(200))):
+        await edge.get(path, key())
+    await edge.post("/orders", key())
+    told = [record for record in caplog.records if record.getMessage().startswith("No rule knows")]
+    assert {record.levelname for record in told} == {level}
+    assert len(told) == 100
+    assert [record.getMessage()[:35] for record in told[:2]] == [
+        "No rule knows 'GET' '/orders', so t",
+        "No rule knows 'GET' '/a\\nb', so tha",
+    ]
+    assert max(len(record.getMessage()) for record in told) < 400

@@ -40,6 +40,8 @@ TRICKS: dict[str, str | bytes] = {
     "all pipelines": '{"pipeline_id": "*"}',
     "a task for a pipeline": '{"pipeline_id": "task:purge"}',
     "text with a byte order mark": "\ufeff" + FORBIDDEN,
+    "a lone surrogate": '{"pipeline_id": "\\ud800"}',
+    "half a pipeline and half of a surrogate": '{"pipeline_id": "p1\\udc00"}',
     "bytes": FORBIDDEN.encode(),
     "bytes with a byte order mark": codecs.BOM_UTF8 + FORBIDDEN.encode(),
     "bytes in UTF-16": FORBIDDEN.encode("utf-16"),

@@ -70,7 +70,7 @@ class VisualizationAPI:
         ]
         app = Starlette(
             routes=[*documents.page_routes(), Mount(_PREFIX, routes=routes), *routes],
-            lifespan=self._lifespan,
+            lifespan=self.lifespan,
             exception_handlers={
                 HTTPException: on_http_exception,
                 FlowSecurityError: on_security_error,
@@ -89,7 +89,10 @@ class VisualizationAPI:
         await self._app(scope, receive, send)
 
     @asynccontextmanager
-    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
+        """Start the broker, and shut it down in the end. A server does that; an application that this is mounted in has
+        to, as frameworks leave it to the outermost one: ``FastAPI(lifespan=api.lifespan)``.
+        """
         await self.broker.startup()
         warn_if_read_once(self.broker.result_backend)
         _warn_if_alone(self.broker, self.security)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from functools import cache
+from hashlib import sha256
 from mimetypes import guess_type
 from pathlib import Path
 from typing import NamedTuple
@@ -82,9 +83,12 @@ def _page(directory: Path) -> Iterator[Document]:
 
 
 def _route(shown: Document) -> Route:
-    headers = {**_HEADERS, "content-security-policy": shown.policy}
+    version = f'"{sha256(shown.content).hexdigest()[:32]}"'
+    headers = {**_HEADERS, "content-security-policy": shown.policy, "etag": version}
 
-    async def show(_request: Request) -> Response:
+    async def show(request: Request) -> Response:
+        if version in request.headers.get("if-none-match", ""):  # RFC 9110 section 13.1.2
+            return Response(status_code=304, headers=headers)
         return Response(shown.content, headers=headers, media_type=shown.media_type)
 
     return Route(shown.path, show, name=shown.endpoint)

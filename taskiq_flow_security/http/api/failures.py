@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
@@ -13,6 +14,8 @@ from taskiq.exceptions import SendTaskError
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import BackendUnavailableError, FlowSecurityError
 from taskiq_flow_security.http.problems import INVALID_INPUT, Problem, problem_of
+
+_logger = logging.getLogger(__name__)
 
 _REASONS = {
     404: "not_found",
@@ -60,4 +63,5 @@ def cause_of(error: SendTaskError) -> FlowSecurityError:
     cause = error.__cause__
     if isinstance(cause, FlowSecurityError):
         return cause
+    _logger.error("The broker does not take messages. Has it been started?", exc_info=error)
     return BackendUnavailableError("The broker cannot be reached; try again later.")

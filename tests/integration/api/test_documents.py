@@ -77,6 +77,23 @@ async def test_everybody_may_see_the_documents(path: str) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize("path", ["/", "/page/parts.js", "/docs", "/openapi.json"])
+async def test_what_a_browser_has_already_is_not_sent_again(path: str) -> None:
+    async with serving(Deployment(config()).api) as client:
+        first = await client.get(path)
+        again = await client.http.get(path, headers={"if-none-match": f'"another", W/{first.headers["etag"]}'})
+        other = await client.http.get(path, headers={"if-none-match": '"another"'})
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["content-security-policy"] == first.headers["content-security-policy"]
+    assert (other.status_code, other.content) == (200, first.content)
+
+
+async def test_the_page_can_be_looked_at_often_however_little_else_can_be() -> None:
+    async with serving(Deployment(config(rate_limit_default="1/minute")).api) as client:
+        for _ in range(40):
+            assert (await client.get("/")).status_code == 200
+
+
 async def test_the_docs_page_loads_nothing_and_names_every_operation() -> None:
     async with serving(Deployment(config()).api) as client:
         page = (await client.get("/docs")).text

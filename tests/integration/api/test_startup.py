@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from taskiq import AsyncBroker, InMemoryBroker, TaskiqEvents
 from taskiq.message import BrokerMessage
 
@@ -129,6 +130,39 @@ async def test_an_api_that_hears_nothing_of_its_workers_says_so(
     async with serving(create_visualization_api(broker(), config(**settings))):
         pass
     assert ("subscribers get no events of what workers run" in caplog.text) is said
+
+
+async def test_an_application_that_the_api_is_mounted_in_starts_its_broker() -> None:
+    broker = InMemoryBroker()
+    seen: list[str] = []
+    broker.add_event_handler(TaskiqEvents.CLIENT_STARTUP, lambda _state: seen.append("started"))
+    broker.add_event_handler(TaskiqEvents.CLIENT_SHUTDOWN, lambda _state: seen.append("stopped"))
+    broker.register_task(_nothing, "nothing", pipeline="tables")
+    api = create_visualization_api(broker, config())
+    outer = FastAPI(lifespan=api.lifespan)
+    outer.mount("/flow", api)
+    async with serving(outer) as client:
+        headers = {"X-API-Key": PROCESSOR}
+        listed = await client.http.get("/flow/pipelines", headers=headers)
+        assert seen == ["started"]
+        started = await client.http.post("/flow/pipelines/tables/execute", json={}, headers=headers)
+    assert [pipeline["id"] for pipeline in listed.json()["pipelines"]] == ["tables"]
+    assert started.status_code == 202
+    assert seen == ["started", "stopped"]
+
+
+async def test_a_broker_that_takes_no_messages_is_said_to_the_log_why(caplog: pytest.LogCaptureFixture) -> None:
+    class Locked(Elsewhere):
+        async def kick(self, message: BrokerMessage) -> None:
+            raise PermissionError("wrong password")
+
+    broker = Locked()
+    broker.register_task(_nothing, "nothing", pipeline="tables")
+    async with serving(create_visualization_api(broker, config())) as client:
+        answer = await client.execute("tables", PROCESSOR)
+    assert (answer.status_code, answer.json()["reason"]) == (503, "backend_unavailable")
+    assert "wrong password" not in answer.text
+    assert "wrong password" in caplog.text
 
 
 async def test_kicks_outside_of_requests_are_in_nobodys_name() -> None:

@@ -24,8 +24,9 @@ def test_no_header_and_an_empty_key_are_no_credential() -> None:
     assert find_credentials({API_KEY: [b""]}, b"") is None
 
 
-def test_an_api_key_is_taken_as_it_is() -> None:
-    assert find_credentials({API_KEY: [b" a key "]}, b"") == Credentials(api_key=" a key ")
+def test_an_api_key_is_taken_as_it_is_but_for_space_that_a_server_has_left_at_its_end() -> None:
+    assert find_credentials({API_KEY: [b" a key \t "]}, b"") == Credentials(api_key=" a key")
+    assert find_credentials({API_KEY: [b" \t"]}, b"") is None
 
 
 @pytest.mark.parametrize("value", [b"Bearer abc", b"bearer abc", b"BEARER  abc "])

@@ -45,6 +45,7 @@ from tests.edge import logs
         (UnsignableMessageError("No JSON."), 422, None),
         (ConfigurationError("jwt_secret: secret"), 500, None),
         (FlowSecurityError(), 500, None),
+        (AuthenticationError(Reason.CANNOT_ISSUE, "This process has no key to issue with."), 500, None),
     ],
 )
 def test_status_and_challenge(error: FlowSecurityError, status: int, challenge: str | None) -> None:

@@ -252,6 +252,17 @@ def test_the_rules_of_a_user_come_before_those_of_the_guide_and_replace_the_ones
     assert endpoint("POST", "/pipelines") is None
 
 
+@pytest.mark.parametrize("rules", [[("GET", "/", "index")], ["GET"], [None]])
+def test_what_are_no_rules_is_a_configuration_error(rules: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"rules: give each as Rule\(method, path, endpoint"):
+        with_guide_rules(rules)
+
+
+def test_a_single_rule_is_a_table_of_one() -> None:
+    rule: Any = Rule("GET", "/", "index", public=True)
+    assert with_guide_rules(rule) == with_guide_rules([rule])
+
+
 async def test_rules_name_full_paths_also_below_mounts() -> None:
     mounted = Starlette(routes=[Mount("/sub", routes=[Route("/things/{thing}", _tell)])])
     table = RuleTable((Rule("GET", "/sub/things/{thing}", "thing", "read", "{thing}"),))

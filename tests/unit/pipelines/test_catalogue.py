@@ -101,13 +101,21 @@ async def test_a_dataflow_pipeline_takes_its_inputs_by_name(catalogue: Catalogue
 
 
 def test_a_task_whose_pipeline_no_other_task_has_is_one_without_being_added(
-    catalogue: Catalogue, broker: InMemoryBroker
+    catalogue: Catalogue, broker: InMemoryBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     for name, label in (("a", "alone"), ("b", "shared"), ("c", "shared"), ("d", "not/an/id")):
         broker.register_task(double, name, pipeline=label)
     broker.register_task(double, "e")
     assert [pipeline.id for pipeline in catalogue] == ["alone"]
     assert catalogue.get("shared") is None
+    list(catalogue)  # once more
+    for why in (
+        "'not/an/id' makes no pipeline of one step: it cannot",
+        "'shared' makes no pipeline of one step: 2 tasks",
+    ):
+        assert caplog.text.count(f"The label {why}") == 1
+    assert "'alone'" not in caplog.text
 
 
 def test_what_is_added_goes_before_a_task_of_that_pipeline(catalogue: Catalogue, broker: InMemoryBroker) -> None:
@@ -119,9 +127,9 @@ def test_what_is_added_goes_before_a_task_of_that_pipeline(catalogue: Catalogue,
 
 @pytest.mark.parametrize(
     "pipeline_id",
-    ["", "*", ".", "..", "a/b", "../x", "a\\b", "a%2fb", "task:clean", "endpoint:x", "a\n", " a", "\x00", "x" * 201],
+    [5, "", "*", ".", "..", "a/b", "../x", "a\\b", "a%2fb", "task:clean", "endpoint:x", "a\n", " a", "\x00", "x" * 201],
 )
-def test_an_id_that_the_policy_or_a_path_could_misread_is_refused(catalogue: Catalogue, pipeline_id: str) -> None:
+def test_an_id_that_the_policy_or_a_path_could_misread_is_refused(catalogue: Catalogue, pipeline_id: Any) -> None:
     with pytest.raises(ConfigurationError, match="cannot be the id"):
         catalogue.add(pipeline_id, Own(pipeline_id))
 
