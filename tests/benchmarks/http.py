@@ -32,6 +32,12 @@ APPS = {
     "taskiq-flow's own security": "taskiq_flow",
 }
 
+SERVERS = {
+    "uvicorn on h11 and asyncio": ("--http", "h11", "--loop", "asyncio"),
+    "uvicorn on httptools and uvloop": ("--http", "httptools", "--loop", "uvloop"),
+}
+"""As uvicorn comes by itself, and as ``uvicorn[standard]`` brings it."""
+
 _ROOT = Path(__file__).parents[2]
 _CONNECTIONS = 8
 _START_SECONDS = 60
@@ -40,16 +46,23 @@ _LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
 
 async def run(effort: Effort) -> list[Target]:
-    """Print the table, and return the targets."""
+    """Print a table for each kind of server, and return the targets."""
+    return [target for server in SERVERS for target in await _compare(server, effort)]
+
+
+async def _compare(server: str, effort: Effort) -> list[Target]:
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory()))
-        clients = {name: await stack.enter_async_context(_served(app, directory)) for name, app in APPS.items()}
+        clients = {
+            name: await stack.enter_async_context(_served(app, directory, SERVERS[server]))
+            for name, app in APPS.items()
+        }
         samples = await measure({name: client.batch for name, client in clients.items()}, effort)
         answers = {name: client.status for name, client in clients.items()}
     bare = {name: STARLETTE if name.startswith(STARLETTE) else FASTAPI for name in APPS}
     kept = {name: 1 / samples.ratio(name, bare[name]) for name in APPS}
     print_table(
-        "Requests to one uvicorn process",
+        f"Requests to one process of {server}",
         ("", "answer", "us", "requests/s", "ratio"),
         [
             (
@@ -64,7 +77,9 @@ async def run(effort: Effort) -> list[Target]:
         f"{_CONNECTIONS} connections; ratio to the requests a second of the same framework's bare route",
     )
     return [
-        Target(f"requests a second, of bare {framework}", kept[GUARDED.format(framework)], bound, at_least=True)
+        Target(
+            f"{server}: requests a second, of bare {framework}", kept[GUARDED.format(framework)], bound, at_least=True
+        )
         for framework, bound in ((STARLETTE, 0.70), (FASTAPI, 0.80))
     ]
 
@@ -122,13 +137,14 @@ class Client:
 
 
 @asynccontextmanager
-async def _served(app: str, directory: Path) -> AsyncIterator[Client]:
+async def _served(app: str, directory: Path, options: tuple[str, ...]) -> AsyncIterator[Client]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     process = subprocess.Popen(  # noqa: ASYNC220 (nothing else is to be done meanwhile)
         [
             *(sys.executable, "-m", "uvicorn", "--factory", f"tests.benchmarks.http_apps:{app}", "--port", str(port)),
             *("--no-access-log", "--no-proxy-headers", "--log-level", "critical", "--timeout-keep-alive", "600"),
+            *options,
         ],
         cwd=_ROOT,
         env={**os.environ, AUDIT_FILE: str(directory / f"{app}.jsonl")},
