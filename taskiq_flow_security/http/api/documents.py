@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, lru_cache
 from hashlib import sha256
 from mimetypes import guess_type
 from pathlib import Path
@@ -40,7 +40,8 @@ class Document(NamedTuple):
     path: str
     endpoint: str
     media_type: str
-    content: bytes
+    content: Callable[[str], bytes]
+    """What it says where it is served under this prefix."""
     policy: str = "default-src 'none'"
     """What it may load (Content Security Policy, level 3)."""
 
@@ -68,9 +69,19 @@ def public_rules(prefixes: Iterable[str]) -> list[Rule]:
 @cache
 def _descriptions() -> tuple[Document, ...]:
     return (
-        Document("/openapi.json", "openapi", "application/json", json.dumps(document()).encode()),
-        Document("/docs", "docs", "text/html", docs.page(document()).encode(), docs.CONTENT_SECURITY_POLICY),
+        Document("/openapi.json", "openapi", "application/json", _openapi),
+        Document("/docs", "docs", "text/html", _always(docs.page(document()).encode()), docs.CONTENT_SECURITY_POLICY),
     )
+
+
+@lru_cache(maxsize=16)  # some applications mount others under prefixes that clients make up
+def _openapi(prefix: str) -> bytes:
+    described = {**document(), "servers": [{"url": prefix}]} if prefix else document()
+    return json.dumps(described).encode()
+
+
+def _always(content: bytes) -> Callable[[str], bytes]:
+    return lambda _prefix: content
 
 
 def _page(directory: Path) -> Iterator[Document]:
@@ -79,16 +90,16 @@ def _page(directory: Path) -> Iterator[Document]:
         if file.suffix in _SHOWN:
             path = "/" if file.name == "index.html" else f"/page/{file.name}"
             media_type = guess_type(file.name)[0] or "application/octet-stream"
-            yield Document(path, "page", media_type, file.read_bytes(), _PAGE_POLICY)
+            yield Document(path, "page", media_type, _always(file.read_bytes()), _PAGE_POLICY)
 
 
 def _route(shown: Document) -> Route:
-    version = f'"{sha256(shown.content).hexdigest()[:32]}"'
-    headers = {**_HEADERS, "content-security-policy": shown.policy, "etag": version}
-
     async def show(request: Request) -> Response:
+        content = shown.content(request.scope.get("root_path", ""))
+        version = f'"{sha256(content).hexdigest()[:32]}"'
+        headers = {**_HEADERS, "content-security-policy": shown.policy, "etag": version}
         if version in request.headers.get("if-none-match", ""):  # RFC 9110 section 13.1.2
             return Response(status_code=304, headers=headers)
-        return Response(shown.content, headers=headers, media_type=shown.media_type)
+        return Response(content, headers=headers, media_type=shown.media_type)
 
     return Route(shown.path, show, name=shown.endpoint)

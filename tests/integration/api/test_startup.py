@@ -146,8 +146,10 @@ async def test_an_application_that_the_api_is_mounted_in_starts_its_broker() -> 
         listed = await client.http.get("/flow/pipelines", headers=headers)
         assert seen == ["started"]
         started = await client.http.post("/flow/pipelines/tables/execute", json={}, headers=headers)
+        servers = [(await client.get(f"{prefix}/openapi.json")).json()["servers"] for prefix in ("/flow", "/flow/api")]
     assert [pipeline["id"] for pipeline in listed.json()["pipelines"]] == ["tables"]
     assert started.status_code == 202
+    assert servers == [[{"url": "/flow"}], [{"url": "/flow/api"}]]
     assert seen == ["started", "stopped"]
 
 
