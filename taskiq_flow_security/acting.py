@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from taskiq_flow_security.core.principal import Principal
 from taskiq_flow_security.core.reasons import Reason
 from taskiq_flow_security.errors import AuthenticationError
+from taskiq_flow_security.losses import Losses
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
 
@@ -38,6 +40,8 @@ class Acting:
     outer: Acting | None = None
     """Who acts around it, where several `FlowSecurity` are at work in one place: each sees its own."""
 
+
+_elsewhere = Losses(logging.getLogger(__name__), "blocks of acting_as were left")
 
 _acting: ContextVar[Acting | None] = ContextVar("taskiq_flow_security_acting", default=None)
 
@@ -73,7 +77,7 @@ def fired(schedule: object) -> None:
 
 
 class scope:  # noqa: N801 (a context manager, which reads as a verb; a generator would take four times as long)
-    """Act as this inside the block; whatever happens in it, nothing of it is left behind."""
+    """Act as this inside the block; whatever happens in it, nothing of it is left behind in its context."""
 
     __slots__ = ("_acting", "_token")
 
@@ -87,9 +91,9 @@ class scope:  # noqa: N801 (a context manager, which reads as a verb; a generato
         try:
             _acting.reset(self._token)
         except ValueError:
-            # A generator that somebody else closes, or that a framework runs in threads, leaves another context than
-            # it has entered, and that one is as it was.
-            return
+            # A generator that somebody else closes, or that a framework runs in threads. That it is over cannot be
+            # told where it was entered.
+            _elsewhere.add("in another context than they were entered in, where somebody may still act")
 
 
 def current_principal() -> Principal:

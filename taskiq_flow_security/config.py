@@ -28,6 +28,7 @@ from taskiq_flow_security.environment import PREFIX, Variables, warn_of_unknown
 from taskiq_flow_security.errors import ConfigurationError
 from taskiq_flow_security.setting_types import (
     ApiKeySecret,
+    ApiKeyText,
     Names,
     Network,
     Origin,
@@ -133,7 +134,7 @@ class TaskiqFlowConfig(BaseSettings):
     # Authentication
     auth_provider: Literal["api_key", "jwt"] = "api_key"
     """What callers mainly log in with; ``jwt`` must be configured. Every credential that is configured is accepted."""
-    api_keys: dict[ApiKeySecret, ApiKeyConfig] = {}
+    api_keys: dict[ApiKeyText, ApiKeyConfig] = {}
     """By key, in plain text or as ``sha256:<hex>`` of it."""
     jwt_secret: SecretStr | None = None
     """Verifies HS256 bearer tokens; without `signing_keys`, keys for principals and messages are derived from it."""

@@ -30,6 +30,8 @@ def denial_in(error: Exception) -> FlowSecurityError | None:
     """The denial that an error is, or the first one of a task group that has failed with nothing but denials."""
     if isinstance(error, FlowSecurityError):
         return error
-    within = getattr(error, "exceptions", ())  # of an `ExceptionGroup`, which Python 3.10 does not have
-    denials = [denial_in(each) for each in within if isinstance(each, Exception)]
-    return denials[0] if denials and None not in denials else None
+    # By its name, as Python 3.10 has none of its own.
+    if "ExceptionGroup" not in [kind.__name__ for kind in type(error).__mro__]:
+        return None
+    denials = [denial_in(each) for each in error.exceptions]  # type: ignore[attr-defined]  # see above
+    return None if None in denials else denials[0]

@@ -36,9 +36,17 @@ class ApiKeySecret(SecretStr):
     """An API key as the settings name it. It is found by its plain text, which it does not show."""
 
     def __eq__(self, other: object) -> bool:
-        return self.get_secret_value() == other if isinstance(other, str) else super().__eq__(other)
+        return self.get_secret_value() == (other.get_secret_value() if isinstance(other, SecretStr) else other)
 
     __hash__ = SecretStr.__hash__
+
+
+def _revealed(key: object) -> object:
+    return key.get_secret_value() if isinstance(key, SecretStr) else key
+
+
+ApiKeyText = Annotated[ApiKeySecret, BeforeValidator(_revealed)]
+"""A key in plain text or as any kind of secret."""
 
 
 def _check_rate_limit(limit: str) -> str:

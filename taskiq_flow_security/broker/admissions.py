@@ -6,9 +6,9 @@ from taskiq.message import TaskiqMessage
 
 from taskiq_flow_security.broker.answers import Answer, Answers, Likeness, Registration
 from taskiq_flow_security.broker.delivery import Delivery
+from taskiq_flow_security.core.principal import UNRESTRICTED
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED
 
 
 class Admissions:
@@ -29,7 +29,7 @@ class Admissions:
             answer is None
             or delivery.token is not answer.token
             or signature is None
-            or signature.delegation is not NOT_DELEGATED
+            or signature.delegation != answer.delegation
             or signature.denied is not None
         ):
             return False
@@ -47,7 +47,8 @@ class Admissions:
         assert signature is not None
         guard = request.guard
         if (
-            signature.delegation is NOT_DELEGATED
+            not signature.delegation.actors
+            and signature.delegation.scope is UNRESTRICTED
             and in_force.revocations is None  # of messages too
             and (guard is None or not (guard.predicate or guard.rate_limit or guard.at_most_once))
             and self._answers.meets_again(message.task_name, token)
@@ -58,6 +59,7 @@ class Admissions:
                     decision,
                     actor,
                     token,
+                    signature.delegation,
                     Registration.of(task),
                     Likeness.of(message),
                     in_force,

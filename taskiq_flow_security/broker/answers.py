@@ -15,6 +15,7 @@ from taskiq_flow_security.broker.wire import PIPELINE_LABEL
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
+from taskiq_flow_security.tokens.message_signature import Delegation
 from taskiq_flow_security.tokens.principal_token import PrincipalToken
 
 _REMEMBERED = 1000
@@ -71,6 +72,8 @@ class Answer:
     decision: Decision
     actor: Acting
     token: PrincipalToken
+    delegation: Delegation
+    """On what terms it is sent: for a pipeline, at most. What tasks have passed on is not remembered."""
     registration: Registration
     likeness: Likeness
     in_force: InForce

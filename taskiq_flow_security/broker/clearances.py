@@ -14,10 +14,11 @@ from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.envelope import Envelope
 from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
+from taskiq_flow_security.core.principal import UNRESTRICTED
 from taskiq_flow_security.errors import UnsignableMessageError
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
-from taskiq_flow_security.tokens.message_signature import NOT_DELEGATED, SIGNATURE_LABEL
+from taskiq_flow_security.tokens.message_signature import SIGNATURE_LABEL
 from taskiq_flow_security.tokens.principal_token import PRINCIPAL_LABEL
 
 _NOT_TO_REMEMBER = frozenset({PRINCIPAL_LABEL, SIGNATURE_LABEL, SCHEDULE_LABEL})
@@ -62,7 +63,7 @@ class Clearances:
         assert decision is not None
         assert actor is not None
         assert token is not None
-        message, guard = kick.message, request.guard
+        message, guard, delegation = kick.message, request.guard, kick.delegation(actor, token)
         if (
             kick.delivery is None
             and not self._security.monitoring  # what cannot be signed is to be sent all the same
@@ -71,7 +72,8 @@ class Clearances:
             and _NOT_TO_REMEMBER.isdisjoint(labels)
             and labels == message.labels  # no pipeline was put there
             and wire.holds_text(message.labels)
-            and kick.delegation(actor, token) is NOT_DELEGATED
+            and not delegation.actors
+            and delegation.scope is UNRESTRICTED
             and self._security.issuer.keeps(token)
             and self._security.messages.signs_whenever()
             and self._answers.meets_again(message.task_name, token)
@@ -90,6 +92,7 @@ class Clearances:
                     decision,
                     actor,
                     token,
+                    delegation,
                     Registration.of(task),
                     likeness,
                     in_force,

@@ -94,7 +94,11 @@ class Delivery:
 
     def begin(self) -> None:
         """Be the message that this context handles."""
-        self.before = acting.current(), current.get(), executed.get()
+        handled = current.get()
+        if handled is not None and (handled.finished or not handled.decided):
+            self.before = handled.before  # which nobody has ended, and nobody will
+        else:
+            self.before = acting.current(), handled, executed.get()
         current.set(self)
 
     def end(self) -> None:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from limits import parse_many
 from taskiq import Context, TaskiqDepends
@@ -36,7 +36,7 @@ class Admission:
 
 
 def guard(
-    *misplaced: object,
+    *misplaced: NoReturn,
     permission: Permission | str | None = None,
     roles: Iterable[str] = (),
     predicate: Predicate | None = None,
@@ -93,8 +93,8 @@ def guard(
 
 
 def _is_plain_function(predicate: object) -> bool:
-    called = predicate if inspect.isroutine(predicate) else getattr(predicate, "__call__", None)  # noqa: B004 (what it is, not whether)
-    return callable(predicate) and not inspect.iscoroutinefunction(called)
+    called = getattr(predicate, "__call__", None)  # noqa: B004 (what it is, not whether)
+    return callable(predicate) and not any(map(inspect.iscoroutinefunction, (predicate, called)))
 
 
 def guard_of(function: Callable[..., Any]) -> Guard | None:

@@ -164,7 +164,7 @@ class SecurityMiddleware(TaskiqMiddleware):
             delivery.end()  # nothing is saved then
 
     def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
-        """Leave the context as it was, unless other middlewares still have to be told."""
+        """Leave the context as it was, for whoever awaits the receiver itself; unless others still have to be told."""
         delivery = deliveries.current.get()
         if delivery is not None and self._is_last("post_save"):
             delivery.end()
@@ -234,6 +234,8 @@ def _isolated(send: SendMessage) -> SendMessage:
         delivery, executed = deliveries.current.get(), deliveries.executed.get()
         if delivery is not None:
             deliveries.current.set(None)
+        if executed is not None:
+            deliveries.executed.set(None)
         try:
             if kick is None or not (kick.withheld and kick.is_of(message)):
                 await send(message)

@@ -87,7 +87,7 @@ class Signer:
         security, token = self._security, cleared.token
         now = security.clock()
         payload = cleared.envelope.payload(message)
-        text, signature = security.messages.sign(payload, now, now + cleared.time_to_live)
+        text, signature = security.messages.sign(payload, now, now + cleared.time_to_live, cleared.delegation)
         # No rotation to note: what is remembered ends with the key that has signed before.
         labels = {**cleared.likeness.labels, PRINCIPAL_LABEL: token.text, SIGNATURE_LABEL: text}
         self._tell(message, cleared.actor, token, signature, labels.get(PIPELINE_LABEL), cleared.decision)

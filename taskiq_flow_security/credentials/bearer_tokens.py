@@ -50,11 +50,13 @@ _PUBLIC_ALGORITHMS = frozenset(
 _ALGORITHMS = ", ".join(sorted(_PUBLIC_ALGORITHMS))
 
 _CURVES: dict[object, frozenset[object]] = {
-    "RSA": frozenset({None}),
     "EC": frozenset({"P-256", "P-384", "P-521"}),
     "OKP": frozenset({"Ed25519", "Ed448"}),
 }
 """By the type of a key, those that the algorithms know."""
+
+_SECRET_PARAMETERS = frozenset({"d", "k", "priv"})
+"""RFC 7518 sections 6.2.2, 6.3.2 and 6.4; the private keys of the type ``AKP``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,23 +166,22 @@ def bearer_keys_from_jwks(path: Path) -> list[BearerKey]:
     """The signature keys of a JWK set file. Raises `ConfigurationError`.
 
     A key that is for something else, or of a kind that is not known here, is left out (RFC 7517 section 5), which is
-    logged; one that should stand in no such file, or is wrong, is an error.
+    logged; one that is secret, or wrong, is an error.
     """
     try:
-        entries = json.loads(path.read_text())["keys"]
-        for_signatures = [entry for entry in entries if entry.get("use", "sig") == "sig"]
+        entries = [dict(entry) for entry in json.loads(path.read_text())["keys"]]
     except OSError as error:
         raise ConfigurationError(f"jwt_jwks_file: {path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        for_signatures = []
+    except (ValueError, TypeError, KeyError, RecursionError):
+        entries = []
     keys = []
-    for number, entry in enumerate(for_signatures, 1):
+    for number, entry in enumerate(entries, 1):
         name = f"key {number} ({str(entry.get('kid', 'without a kid'))[:64]!r})"
         try:
-            if _is_of_another_kind(entry):
-                _logger.warning("jwt_jwks_file: %s is left out, as it is for none of %s.", name, _ALGORITHMS)
-            else:
+            if _is_for_bearer_tokens(entry):
                 keys.append(_bearer_key_from_jwk(entry))
+            else:
+                _logger.info("jwt_jwks_file: %s is left out, as it signs by none of %s.", name, _ALGORITHMS)
         except (ValueError, TypeError, KeyError, AttributeError, jwt.PyJWTError):
             problem = f"jwt_jwks_file: {name} of {path} is not a public key that is good enough for {_ALGORITHMS}."
         else:
@@ -191,19 +192,23 @@ def bearer_keys_from_jwks(path: Path) -> list[BearerKey]:
     return keys
 
 
-def _is_of_another_kind(entry: dict[str, Any]) -> bool:
-    """Whether a key is for algorithms that are not known here. Of what is secret, no other kind is harmless."""
+def _is_for_bearer_tokens(entry: dict[str, Any]) -> bool:
+    """Whether a key is one to verify with, by algorithms that are known here. Raises `ValueError` for one that is
+    secret, whatever it is for.
+    """
     kind = entry.get("kty")
-    if kind == "oct" or "d" in entry:
+    if kind == "oct" or not _SECRET_PARAMETERS.isdisjoint(entry):
+        raise ValueError("a secret")
+    if entry.get("use", "sig") != "sig" or entry.get("alg", "RS256") not in _PUBLIC_ALGORITHMS:
         return False
-    if kind not in _CURVES or entry.get("alg", "RS256") not in _PUBLIC_ALGORITHMS:
+    if kind == "RSA":
         return True
-    return entry.get("crv") not in _CURVES[kind]
+    return kind in _CURVES and ("crv" not in entry or entry["crv"] in _CURVES[kind])
 
 
 def _bearer_key_from_jwk(entry: dict[str, Any]) -> BearerKey:
     jwk = jwt.PyJWK(entry)
-    if jwk.algorithm_name not in _PUBLIC_ALGORITHMS or "d" in entry:
+    if jwk.algorithm_name not in _PUBLIC_ALGORITHMS:
         raise ValueError
     if jwk.Algorithm.check_key_length(jwk.key) is not None:
         raise ValueError

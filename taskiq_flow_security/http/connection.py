@@ -21,6 +21,7 @@ _CODES: dict[str, int] = {
     Reason.POLICY_STALE: 1013,
     Reason.INTERNAL_ERROR: 1011,
     Reason.MISCONFIGURED: 1011,
+    Reason.CANNOT_ISSUE: 1011,
     Reason.MESSAGE_TOO_BIG: 1009,
     Reason.UNREADABLE_MESSAGE: 4400,
 }

@@ -125,7 +125,10 @@ class Gate:
                 try:
                     await failed_logins.count(visit.client, security.clock())
                 except BackendUnavailableError as error:
-                    self._record(visit, EventName.AUTHN_LOGIN_FAIL, Outcome.DENY, failure.reason)
+                    if not security.config.unsafe_allow_uncounted:  # or it is recorded where it is refused
+                        monitored = security.monitoring
+                        event = EventName.AUTHZ_SHADOW_FAIL if monitored else EventName.AUTHN_LOGIN_FAIL
+                        self._record(visit, event, Outcome.DENY, failure.reason)
                     self._uncounted(visit, error)
             raise
         security.authentication.record_success(principal, visit.client.address)
@@ -201,12 +204,13 @@ class Gate:
     def _tell_unknown(self, method: str, path: str) -> None:
         """Log what no rule knows, each once, and not too many of them: any client can think of more."""
         unknown = method[:_LONGEST_METHOD], path[:_LONGEST_PATH]
-        if unknown not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
-            self._unknown.add(unknown)
-            level = logging.WARNING if self.security.monitoring else logging.INFO
-            _logger.log(
-                level, "No rule knows %a %a, so that nobody may use it; if somebody is to, give a Rule.", *unknown
-            )
+        if unknown in self._unknown or len(self._unknown) >= _MOST_UNKNOWN or not self.security.enabled:
+            return
+        self._unknown.add(unknown)
+        if self.security.monitoring:
+            _logger.warning("No rule knows %a %a, which would be denied; give it a Rule.", *unknown)
+        else:
+            _logger.info("No rule knows %a %a, which is denied; if it is to be served, give it a Rule.", *unknown)
 
     async def count(self, visit: Visit) -> None:
         """Count a visit, by its principal or else by its client. Raises as `RateLimits.hit`."""

@@ -27,7 +27,7 @@ DEFAULTS = {
     "execute_pipeline": "10/minute",
     "get_status": "30/minute",
     "websocket_connect": "5/minute",
-    "page": "600/minute",
+    "visualization_page": "600/minute",
 }
 """The limits that the guide names, and one for the files of the page, all of which each look at it needs; all other
 endpoints have `rate_limit_default`.

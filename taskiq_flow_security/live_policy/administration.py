@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from math import ceil
 
@@ -16,6 +17,8 @@ from taskiq_flow_security.errors import AccessDeniedError, AuthenticationError, 
 from taskiq_flow_security.live_policy.document import PolicyChange, PolicyDocument, Revocation, differences
 from taskiq_flow_security.live_policy.live import LivePolicy
 from taskiq_flow_security.live_policy.stored import Edit
+
+_logger = logging.getLogger(__name__)
 
 GET_POLICY = "get_policy"
 CHANGE_POLICY = "change_policy"
@@ -90,8 +93,15 @@ class Administration:
 
     def _by_id(self, revocation: Revocation) -> Revocation:
         """The same, where an API key is named that has itself the form of an id."""
-        key = self._api_keys.presented(revocation.api_key)
-        return revocation if key is None else Revocation(api_key=key.id, until=revocation.until)
+        named = revocation.api_key
+        if named is None:
+            return revocation
+        key = self._api_keys.presented(named)
+        if key is None:
+            if self._api_keys.find(named) is None:
+                _logger.warning("No API key of this process has the id %s; processes with other settings may.", named)
+            return revocation
+        return Revocation(api_key=key.id, until=revocation.until)
 
     async def _edit(self, admin: Principal, endpoint: str, edit: Edit, version: int | None = None) -> PolicyDocument:
         await self._require(admin, endpoint)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import to_json
 
+from taskiq_flow_security.config import HASHED_API_KEY
 from taskiq_flow_security.core.revocations import Revocations
 from taskiq_flow_security.core.string_enum import StringEnum
 from taskiq_flow_security.credentials import id_of, is_id
@@ -45,7 +46,13 @@ class RevocationKind(StringEnum):
 
 
 def _api_key_id(text: str) -> str:
-    return text if is_id(text) else id_of(text)
+    if is_id(text):
+        return text
+    if is_id(text.strip().lower()) or text != text.strip():
+        raise ValueError("write the id as audit events show it, in lower case and without spaces")
+    if text.startswith("sha256:") and not HASHED_API_KEY.fullmatch(text):
+        raise ValueError('a hashed API key is "sha256:" and 64 lower-case hexadecimal digits')
+    return id_of(text)
 
 
 def _token_id(text: str) -> str:

@@ -70,7 +70,7 @@ class Catalogue:
             if isinstance(label, str) and is_pipeline_id(label):
                 tasks.setdefault(label, []).append(task)
             elif isinstance(label, str):
-                self._tell(label, "it cannot stand in a path")
+                self._tell(label, "it cannot be the id of a pipeline")
         for label, named in tasks.items():
             if len(named) > 1 and label not in self._added:
                 self._tell(label, f"{len(named)} tasks have that label, so that nobody can tell which one is meant")

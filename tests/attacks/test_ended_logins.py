@@ -12,6 +12,7 @@ import pytest
 
 from taskiq_flow_security import AuthenticationError, FlowSecurity, Principal
 from tests.attacks.forging import encode
+from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import SECRET, Clock, Process, config
 
 
@@ -38,6 +39,11 @@ async def test_a_login_is_over_for_everybody_at_the_same_moment(
     for attempt in (process.security.authenticate(bearer=token), process.kick(process.clean, [1], principal=alice)):
         with pytest.raises(AuthenticationError) if over else nullcontext():
             await attempt
+
+
+def test_where_security_is_off_a_login_that_is_over_may_do_everything(new_process: NewProcess, clock: Clock) -> None:
+    alice = Principal("alice", expires_at=clock.now - 3600)
+    assert new_process(security_enabled=False).security.explain(alice, pipeline="data").reason == "security_disabled"
 
 
 async def test_a_clock_that_a_test_puts_in_the_place_of_the_systems_is_believed(

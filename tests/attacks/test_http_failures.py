@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import nullcontext
 from typing import Any
 
 import anyio
@@ -11,7 +12,8 @@ import pytest
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 from taskiq import InMemoryBroker
 
 from taskiq_flow_security import (
@@ -89,6 +91,35 @@ async def test_a_store_that_is_away_denies_and_says_when_to_try_again(nowhere: s
     assert (await edge.get("/pipelines", key("wrong"))).status == 503
     assert [event.reason for event in edge.trail.events[-2:]] == ["unknown_api_key", "backend_unavailable"]
     assert edge.reached == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "events"),
+    [
+        ({}, 503, [("authn_login_fail", "unknown_api_key"), ("authz_fail", "backend_unavailable")]),
+        (
+            {"unsafe_allow_uncounted": True},
+            403,
+            [("authz_shadow_fail", "backend_unavailable"), ("authn_login_fail", "unknown_api_key")],
+        ),
+        (
+            {"enforcement": "monitor"},
+            200,
+            [("authz_shadow_fail", "unknown_api_key"), ("authz_shadow_fail", "backend_unavailable")],
+        ),
+        (
+            {"enforcement": "monitor", "unsafe_allow_uncounted": True},
+            200,
+            [("authz_shadow_fail", "backend_unavailable"), ("authz_shadow_fail", "unknown_api_key")],
+        ),
+    ],
+)
+async def test_a_failed_login_is_recorded_once_while_the_store_is_away(
+    nowhere: str, settings: dict[str, Any], status: int, events: list[tuple[str, str]]
+) -> None:
+    edge = Edge(settings={"rate_limit_storage": nowhere, **settings})
+    assert (await edge.get("/pipelines", key("wrong"))).status == status
+    assert [(event.event, event.reason) for event in edge.trail.events] == events
 
 
 async def test_where_it_is_chosen_a_store_that_is_away_lets_through_what_is_allowed_and_records_it(
@@ -275,6 +306,54 @@ async def test_a_group_of_nothing_but_denials_becomes_the_problem_of_its_first(
             await edge.get("/mine", key())
     else:
         assert (await edge.get("/mine", key())).status == status
+
+
+class OddError(Exception):
+    """An error that has, of a group, nothing but a name."""
+
+    exceptions: Any = None
+
+
+@pytest.mark.parametrize("exceptions", [None, [AccessDeniedError("guard")]])
+async def test_an_error_that_only_looks_like_a_group_stays_itself(exceptions: Any) -> None:
+    async def mine(request: Request) -> JSONResponse:
+        error = OddError("the real problem")
+        error.exceptions = exceptions
+        raise error
+
+    with pytest.raises(OddError, match="the real problem"):
+        await Edge(routes=[Route("/mine", mine)], rules=OPEN).get("/mine", key())
+
+
+@pytest.mark.parametrize(
+    ("errors", "code"),
+    [
+        ([AccessDeniedError("guard", "Not you.")], 4403),
+        ([AuthenticationError("cannot_issue", "No key.")], 1011),
+        ([AccessDeniedError("guard", "Not you."), AuthenticationError("expired")], 4403),
+        ([LookupError("a bug")], None),
+    ],
+)
+async def test_an_error_of_a_websocket_ends_it_as_it_says_and_a_bug_stays_one(
+    errors: list[Exception], code: int | None
+) -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    async def converse(socket: WebSocket) -> None:
+        await socket.accept()
+        if len(errors) == 1:
+            raise errors[0]
+        async with anyio.create_task_group() as group:
+            for error in errors:
+                group.start_soon(fail, error)
+
+    edge = Edge(routes=[WebSocketRoute("/ws", converse)])
+    with pytest.raises(LookupError, match="a bug") if code is None else nullcontext():
+        async with connect(edge.app, key()) as client:
+            await client.accepted()
+            if code is not None:
+                assert await client.close_code() == code
 
 
 async def test_an_error_after_the_answer_has_begun_does_not_begin_another() -> None:

@@ -799,3 +799,39 @@ def test_with_and_without_remembered_answers_all_comes_out_alike(steps: list[Ste
     remembered = asyncio.run(_all(steps))
     with patch.object(Clearances, "cover", lambda *_: False), patch.object(Admissions, "cover", lambda *_: False):
         assert asyncio.run(_all(steps)) == remembered
+
+
+async def test_who_acts_for_a_pipeline_is_remembered_with_it(new_process: NewProcess) -> None:
+    process = new_process(pipeline_acls={"data": {"execute": ["processor"]}, "reports": {"execute": ["processor"]}})
+    ran_for: list[str | None] = []
+
+    @process.broker.task("parent", pipeline="data")
+    async def parent() -> None:
+        process.ran.append(("parent", None))
+        actor = acting.current()
+        ran_for.append(None if actor is None else actor.pipeline)
+
+    for pipeline in ("data", None, "reports"):
+        await Regular(process, pipeline=pipeline).settles_in("parent")
+    assert ran_for == [*["data"] * 4, *[None] * 4, *["reports"] * 4]
+
+
+@pytest.mark.parametrize("pipeline", [None, "reports"])
+async def test_a_message_for_another_pipeline_is_not_the_remembered_one(
+    new_process: NewProcess, pipeline: str | None
+) -> None:
+    process = new_process(pipeline_acls={"data": {"execute": ["processor"]}, "reports": {"execute": ["processor"]}})
+    ran_for: list[str | None] = []
+
+    @process.broker.task("parent", pipeline="data")
+    async def parent() -> None:
+        process.ran.append(("parent", None))
+        actor = acting.current()
+        ran_for.append(None if actor is None else actor.pipeline)
+
+    await Regular(process, pipeline="data").settles_in("parent")
+    message = read(await Regular(process, pipeline="data").kick("parent"))
+    header = {name: value for name, value in header_of(signature_of(message)).items() if name == "pipeline"}
+    assert header == {"pipeline": "data"}
+    await process.runs(write(sign(message, header={"pipeline": pipeline, "jti": "another"})))
+    assert ran_for[-1] == pipeline

@@ -63,6 +63,17 @@ async def test_each_sees_who_acts_for_it_however_many_act_in_one_place(process: 
             await each.runs(message)
 
 
+async def test_a_task_that_acts_with_less_hides_nobody_who_acts_for_the_other(process: Process, other: Process) -> None:
+    @process.broker.task("parent", pipeline="data")
+    async def parent() -> None:
+        caller = current_principal()
+        with other.security.acting_as(PROCESSOR), process.security.acting_as(caller.restrict(pipelines=["data"])):
+            await other.clean.kiq([1])
+
+    await process.broker.deliver(await process.kick(parent))
+    assert len(other.broker.sent) == 1
+
+
 async def test_who_has_kicked_with_one_acts_for_nobody_in_the_other(process: Process, other: Process) -> None:
     with other.security.acting_as(PROCESSOR):
         await other.clean.kiq([1])

@@ -8,8 +8,10 @@ import logging
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from taskiq_flow_security import ConfigurationError, FlowSecurity, TaskiqFlowConfig
+from taskiq_flow_security.setting_types import ApiKeySecret
 
 SECRET = "the-secret-that-must-not-be-seen"
 GUIDE: dict[str, Any] = {
@@ -58,6 +60,16 @@ def test_a_setting_is_read_from_its_variable(
 ) -> None:
     monkeypatch.setenv(f"TASKIQ_FLOW_{name.upper()}", text)
     assert getattr(TaskiqFlowConfig(), name) == value
+
+
+@pytest.mark.parametrize("key", [SECRET, SecretStr(SECRET), ApiKeySecret(SECRET)])
+def test_api_keys_are_given_and_found_in_plain_text_or_as_secrets(key: Any) -> None:
+    config = TaskiqFlowConfig(jwt_secret=SECRET, api_keys={key: ENTRY})
+    for found in (SECRET, SecretStr(SECRET), ApiKeySecret(SECRET)):
+        assert config.api_keys[found].role  # type: ignore[index]  # which is equal, and hides it
+        assert found in config.api_keys
+    assert SecretStr("another") not in config.api_keys
+    assert TaskiqFlowConfig(jwt_secret=SECRET, api_keys=config.api_keys).api_keys == config.api_keys
 
 
 def test_secrets_are_read_from_their_variables_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def _page(directory: Path) -> Iterator[Document]:
         if file.suffix in _SHOWN:
             path = "/" if file.name == "index.html" else f"/page/{file.name}"
             media_type = guess_type(file.name)[0] or "application/octet-stream"
-            yield Document(path, "page", media_type, _always(file.read_bytes()), _PAGE_POLICY)
+            yield Document(path, "visualization_page", media_type, _always(file.read_bytes()), _PAGE_POLICY)
 
 
 def _route(shown: Document) -> Route:
@@ -98,7 +98,7 @@ def _route(shown: Document) -> Route:
         content = shown.content(request.scope.get("root_path", ""))
         version = f'"{sha256(content).hexdigest()[:32]}"'
         headers = {**_HEADERS, "content-security-policy": shown.policy, "etag": version}
-        if version in request.headers.get("if-none-match", ""):  # RFC 9110 section 13.1.2
+        if version in (held := request.headers.get("if-none-match", "")) or held == "*":  # RFC 9110 section 13.1.2
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers, media_type=shown.media_type)
 

@@ -54,7 +54,7 @@ def test_the_document_has_every_endpoint_that_has_a_rule() -> None:
         for prefix in ("", "/api")
     }
     assert {
-        rule for rule in rules if rule[0] != "WEBSOCKET" and rule[2] not in ("openapi", "docs", "page")
+        rule for rule in rules if rule[0] != "WEBSOCKET" and rule[2] not in ("openapi", "docs", "visualization_page")
     } == described
 
 

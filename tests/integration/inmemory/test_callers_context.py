@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
@@ -22,6 +24,7 @@ from taskiq_flow_security import (
     SecurityMiddleware,
     current_principal,
 )
+from taskiq_flow_security.broker.delivery import Delivery
 from tests.integration.inmemory.harness import PROCESSOR, VIEWER, Queue, Task, config
 
 OUTER = Principal("outer", roles=["processor"])
@@ -189,6 +192,89 @@ async def test_who_awaits_the_receiver_itself_is_who_they_were(what: str, before
     with inline.security.acting_as(VIEWER), pytest.raises(AccessDeniedError):
         await inline.tasks["works"].kiq()
     assert inline.broker.sent == []
+
+
+async def test_who_awaits_the_receiver_while_another_middleware_has_a_hook_left_keeps_one_message_at_most() -> None:
+    inline = Inline(Broken("none"))
+    kept = await _kept_after(20, lambda: _received(inline))
+    assert kept <= 1
+
+
+async def test_who_only_loads_messages_keeps_one_at_most() -> None:
+    inline = Inline()
+
+    async def load() -> None:
+        inline.broker.formatter.loads(await inline.message("works"))
+
+    assert await _kept_after(20, load) <= 1
+
+
+async def test_next_steps_in_place_keep_no_message_of_the_steps_before() -> None:
+    security, left = FlowSecurity(config()), [20]
+    broker = InMemoryBroker(await_inplace=False)
+
+    @broker.task("step", pipeline="data")
+    async def step() -> None: ...
+
+    class NextStep(TaskiqMiddleware):
+        async def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+            left[0] -= 1
+            if left[0]:
+                await step.kiq()
+            else:
+                done.set_result(_deliveries())
+
+    broker.add_middlewares(SecurityMiddleware(security), NextStep())
+    done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    before = _deliveries()
+    with security.acting_as(PROCESSOR):
+        await step.kiq()
+    assert await done - before <= 2
+
+
+async def _received(inline: Inline) -> None:
+    await inline.broker.receiver.callback(await inline.message("works"))
+
+
+async def _kept_after(times: int, attempt: Callable[[], Awaitable[None]]) -> int:
+    """How many messages are kept in memory after this was done so often."""
+    before = _deliveries()
+    for _ in range(times):
+        await attempt()
+    return _deliveries() - before
+
+
+def _deliveries() -> int:
+    gc.collect()
+    return sum(isinstance(found, Delivery) for found in gc.get_objects())
+
+
+async def test_a_task_that_requeues_leaves_other_hooks_their_context() -> None:
+    class Last(TaskiqMiddleware):
+        seen = ""
+
+        def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+            self.seen = current_principal().subject
+
+    last = Last()
+    await _received_as(Inline(last), "requeues")
+    assert last.seen == "alice"
+
+
+async def _received_as(inline: Inline, what: str) -> None:
+    await inline.broker.receiver.callback(await inline.message(what))
+
+
+async def test_with_security_off_the_context_stays_as_it_was_too() -> None:
+    security, broker = FlowSecurity(config(security_enabled=False)), Queue()
+    broker.add_middlewares(SecurityMiddleware(security))
+
+    @broker.task("works")
+    async def works() -> None: ...
+
+    await works.kiq()
+    with unchanged():
+        await broker.receiver.callback(broker.take())
 
 
 async def _attempt(deployment: Deployment, what: str) -> None:

@@ -333,6 +333,19 @@ async def test_children_of_a_task_that_nobody_has_kicked_for_its_pipeline_are_ki
     assert process.broker.sent == []
 
 
+async def test_children_cannot_name_another_pipeline_than_the_one_that_is_acted_for(new_process: NewProcess) -> None:
+    both = {"data": {"execute": ["processor"]}, "reports": {"execute": ["processor"]}}
+    process = new_process(pipeline_acls=both)
+    parent = runs(process, lambda: process.loose.kicker().with_labels(pipeline="reports").kiq())
+    with process.security.acting_as(PROCESSOR, pipeline="data"):
+        await parent.kiq()
+    assert await deliver_all(process) == ["pipeline_mismatch"]
+    await process.kick(parent)
+    with process.security.acting_as(PROCESSOR):
+        await parent.kiq()
+    assert await deliver_all(process) == [None, None]
+
+
 def too_restricted() -> Principal:
     """What is left of a principal, in more words than fit into a signature."""
     return current_principal().restrict(pipelines=["data", *(f"pipeline-number-{number}" for number in range(500))])

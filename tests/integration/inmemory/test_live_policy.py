@@ -176,6 +176,18 @@ async def test_an_api_key_that_is_revoked_by_itself_is_revoked_and_kept_nowhere(
     assert named not in kept
     await administration.reinstate(ADMIN, Revocation(api_key=named))
     await process.security.authenticate(api_key=key)
+    await administration.revoke(ADMIN, Revocation(api_key=named, until=process.clock.now + 60))
+    assert list(process.security.live.document.revoked.api_key.values()) == [process.clock.now + 60]
+
+
+async def test_to_revoke_an_api_key_that_this_process_does_not_have_is_logged(
+    new_process: NewProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    administration = new_process(api_keys=KEYS).security.administration
+    await administration.revoke(ADMIN, Revocation(api_key=API_KEY))
+    assert "No API key of this process" not in caplog.text
+    await administration.revoke(ADMIN, Revocation(api_key="0123456789abcdef"))
+    assert "No API key of this process has the id 0123456789abcdef" in caplog.text
 
 
 async def test_a_message_is_revoked_by_the_id_that_the_audit_log_shows(process: Process, audit: AuditTrail) -> None:

@@ -17,7 +17,7 @@ from taskiq.receiver import Receiver
 from taskiq_flow_security import AccessDeniedError, ConfigurationError, FlowSecurity, SecurityMiddleware, guard
 from tests.integration.inmemory import tasks
 from tests.integration.inmemory.fixtures import NewProcess
-from tests.integration.inmemory.harness import PROCESSOR, AuditTrail, Outcome, Process, Task, config
+from tests.integration.inmemory.harness import PROCESSOR, AuditTrail, Outcome, Process, Queue, Task, config
 
 
 class Failing(TaskiqMiddleware):
@@ -494,6 +494,16 @@ async def test_a_worker_does_not_start_that_cannot_keep_a_task_from_running_twic
     process.broker.is_worker_process = True
     with pytest.raises(ConfigurationError, match="at_most_once, which needs a store that outlives"):
         await process.broker.startup()
+
+
+async def test_a_worker_of_a_broadcast_remembers_for_itself_and_need_not_say_so(
+    process: Process, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = Queue()
+    broker.add_middlewares(SecurityMiddleware(process.security, broadcast=True))
+    broker.is_worker_process = True
+    await broker.startup()
+    assert "remembers for itself" not in caplog.text
 
 
 @pytest.mark.parametrize(

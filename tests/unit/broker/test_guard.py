@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,7 +38,8 @@ def test_a_predicate_may_be_whatever_can_be_called(predicate: Any) -> None:
         (lambda: guard(permission=["execute"]), "permission must be one of"),  # type: ignore[arg-type]
         (lambda: guard(predicate=waits), "predicate must be a plain function"),  # type: ignore[arg-type]
         (lambda: guard(predicate=Waits()), "predicate must be a plain function"),  # type: ignore[arg-type]
-        (lambda: guard(lambda: None), r"say by name what is asked for, as in @guard\(roles="),
+        (lambda: guard(predicate=partial(waits)), "predicate must be a plain function"),  # type: ignore[arg-type]
+        (lambda: guard(lambda: None), r"say by name what is asked for, as in @guard\(roles="),  # type: ignore[arg-type]
         (lambda: guard(predicate=5), "predicate must be a plain function"),  # type: ignore[arg-type]
         (lambda: guard(rate_limit="often"), "write rate_limit like"),
     ],

@@ -131,27 +131,42 @@ UNKNOWN_KINDS: list[dict[str, Any]] = [
     {"kty": "RSA", "alg": "RSA-OAEP", "kid": "other", "n": "AQAB", "e": "AQAB"},
     {"kty": "EC", "crv": "secp256k1", "kid": "other", "x": "AA", "y": "AA"},
     {"kty": "OKP", "crv": "X25519", "kid": "other", "x": "AA"},
+    {"kty": "RSA", "use": "enc", "kid": "other"},
 ]
 
 
-@pytest.mark.parametrize("other", UNKNOWN_KINDS, ids=lambda key: str(key.get("crv", key.get("alg", key["kty"]))))
+@pytest.mark.parametrize("other", UNKNOWN_KINDS, ids=lambda key: "-".join(map(str, key.values())))
 async def test_a_key_of_another_kind_in_a_jwk_set_is_left_out_and_logged(
     other: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     path = jwks(tmp_path / "jwks.json", other, jwk("EdDSA", kid="one"))
     named = token(PRIVATE["EdDSA"], "EdDSA", {"kid": "one"})
     assert (await security(jwt_jwks_file=path).authenticate(bearer=named)).subject == "alice"
     assert "jwt_jwks_file: key 1 ('other') is left out" in caplog.text
 
 
-SECRETS = [{"kty": "oct", "k": "c2VjcmV0", "kid": "wrong"}, {**jwk("RS256"), "d": "c2VjcmV0", "kid": "wrong"}]
-WRONG = [{"kty": "RSA", "n": "AQAB", "e": "AQAB", "kid": "wrong"}, {"kty": [], "kid": "wrong"}]
+SECRETS: dict[str, dict[str, Any]] = {
+    "symmetric": {"kty": "oct", "k": "c2VjcmV0"},
+    "symmetric, to encrypt": {"kty": "oct", "k": "c2VjcmV0", "use": "enc"},
+    "private": {**jwk("RS256"), "d": "c2VjcmV0"},
+    "private, to encrypt": {**jwk("RS256"), "d": "c2VjcmV0", "use": "enc"},
+    "private, of another kind": {"kty": "AKP", "priv": "c2VjcmV0"},
+    "private, of another curve": {"kty": "EC", "crv": "secp256k1", "x": "AA", "y": "AA", "d": "c2VjcmV0"},
+}
+WRONG: dict[str, dict[str, Any]] = {
+    "weak": {"kty": "RSA", "n": "AQAB", "e": "AQAB"},
+    "no key": {"kty": []},
+    "no curve": {"kty": "EC", "x": "AA", "y": "AA"},
+    "another algorithm": {**jwk("RS256"), "alg": "ES256"},
+}
 
 
-@pytest.mark.parametrize("wrong", [*SECRETS, *WRONG], ids=["symmetric", "private", "weak", "no key"])
+@pytest.mark.parametrize("wrong", [*SECRETS.values(), *WRONG.values()], ids=[*SECRETS, *WRONG])
 def test_a_key_that_should_stand_in_no_jwk_set_is_an_error_that_names_it(wrong: dict[str, Any], tmp_path: Path) -> None:
-    path = jwks(tmp_path / "jwks.json", jwk("EdDSA", kid="one"), wrong)
-    with pytest.raises(ConfigurationError, match=r"jwt_jwks_file: key 2 \('wrong'\) of ") as refusal:
+    encrypts = {"kty": "RSA", "use": "enc"}
+    path = jwks(tmp_path / "jwks.json", encrypts, jwk("EdDSA", kid="one"), {**wrong, "kid": "wrong" * 100})
+    with pytest.raises(ConfigurationError, match=r"jwt_jwks_file: key 3 \('(wrong){12}wron'\) of ") as refusal:
         security(jwt_jwks_file=path)
     assert "c2VjcmV0" not in "".join(traceback.format_exception(refusal.value))
 

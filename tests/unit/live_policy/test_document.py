@@ -118,6 +118,19 @@ def test_of_an_api_key_that_is_revoked_nothing_is_kept_but_its_id() -> None:
     assert Revocation(api_key=revocation.api_key) == revocation
 
 
+@pytest.mark.parametrize(
+    "text", ["0123456789ABCDEF", "0123456789abcdef\n", " an-api-key", "sha256:", "sha256:" + "A" * 64]
+)
+def test_what_is_neither_an_api_key_nor_its_id_is_an_error(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"write the id|a hashed API key"):
+        Revocation(api_key=text)
+
+
+def test_a_name_that_only_looks_a_little_like_a_token_can_be_revoked() -> None:
+    assert Revocation(token="eyJ.abc").token == "eyJ.abc"
+    assert Revocation(token="a.b.c").token == "a.b.c"
+
+
 def test_a_token_that_is_to_be_revoked_by_itself_is_an_error_that_does_not_quote_it() -> None:
     token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
     with pytest.raises(ConfigurationError, match="name the token by its jti") as refusal:

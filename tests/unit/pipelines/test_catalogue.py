@@ -111,18 +111,24 @@ def test_a_task_whose_pipeline_no_other_task_has_is_one_without_being_added(
     assert catalogue.get("shared") is None
     list(catalogue)  # once more
     for why in (
-        "'not/an/id' makes no pipeline of one step: it cannot",
+        "'not/an/id' makes no pipeline of one step: it cannot be the id",
         "'shared' makes no pipeline of one step: 2 tasks",
     ):
         assert caplog.text.count(f"The label {why}") == 1
     assert "'alone'" not in caplog.text
 
 
-def test_what_is_added_goes_before_a_task_of_that_pipeline(catalogue: Catalogue, broker: InMemoryBroker) -> None:
+def test_what_is_added_goes_before_a_task_of_that_pipeline(
+    catalogue: Catalogue, broker: InMemoryBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     broker.register_task(double, "double", pipeline="some")
     own = Own("some")
     assert added(catalogue, own) is own
     assert list(catalogue) == [own]
+    broker.register_task(double, "another", pipeline="some")
+    assert list(catalogue) == [own]
+    assert "'some'" not in caplog.text
 
 
 @pytest.mark.parametrize(

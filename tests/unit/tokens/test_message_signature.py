@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskiq_flow_security import AuthenticationError, Permission
+from taskiq_flow_security import AuthenticationError, Permission, UnsignableMessageError
 from taskiq_flow_security.core.principal import Scope
 from taskiq_flow_security.tokens import jws
 from taskiq_flow_security.tokens.keys import KeySpec, Use
@@ -230,6 +230,13 @@ def test_whatever_a_header_says_instead_is_refused_or_means_the_same(changes: di
     assert signed.kid == "one"
     assert signed.issued_at <= NOW + 10
     assert signed.expires_at > NOW - 10
+
+
+@pytest.mark.parametrize(("letter", "fit"), [("x", 4900), ("ä", 2450)])
+def test_terms_that_fit_are_counted_in_bytes(letter: str, fit: int) -> None:
+    signer().check_fits(Delegation(pipeline=letter * fit))
+    with pytest.raises(UnsignableMessageError, match="do not fit into 5000 bytes"):
+        signer().check_fits(Delegation(pipeline=letter * (fit + 100)))
 
 
 def test_who_holds_no_key_to_send_with_cannot_sign() -> None:
