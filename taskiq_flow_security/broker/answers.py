@@ -73,7 +73,7 @@ class Answer:
     actor: Acting
     token: PrincipalToken
     delegation: Delegation
-    """On what terms it is sent: for a pipeline, at most. What tasks have passed on is not remembered."""
+    """On what terms it is sent."""
     registration: Registration
     likeness: Likeness
     in_force: InForce

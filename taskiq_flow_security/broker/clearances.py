@@ -14,7 +14,6 @@ from taskiq_flow_security.broker.delivery import Task
 from taskiq_flow_security.broker.envelope import Envelope
 from taskiq_flow_security.broker.kicks import Kick
 from taskiq_flow_security.broker.wire import SCHEDULE_LABEL
-from taskiq_flow_security.core.principal import UNRESTRICTED
 from taskiq_flow_security.errors import UnsignableMessageError
 from taskiq_flow_security.live_policy import InForce
 from taskiq_flow_security.security import FlowSecurity
@@ -63,7 +62,7 @@ class Clearances:
         assert decision is not None
         assert actor is not None
         assert token is not None
-        message, guard, delegation = kick.message, request.guard, kick.delegation(actor, token)
+        message, guard = kick.message, request.guard
         if (
             kick.delivery is None
             and not self._security.monitoring  # what cannot be signed is to be sent all the same
@@ -72,8 +71,6 @@ class Clearances:
             and _NOT_TO_REMEMBER.isdisjoint(labels)
             and labels == message.labels  # no pipeline was put there
             and wire.holds_text(message.labels)
-            and not delegation.actors
-            and delegation.scope is UNRESTRICTED
             and self._security.issuer.keeps(token)
             and self._security.messages.signs_whenever()
             and self._answers.meets_again(message.task_name, token)
@@ -92,7 +89,7 @@ class Clearances:
                     decision,
                     actor,
                     token,
-                    delegation,
+                    kick.delegation(actor, token),
                     Registration.of(task),
                     likeness,
                     in_force,

@@ -27,6 +27,7 @@ from taskiq_flow_security.core.events import AuditEvent
 from taskiq_flow_security.core.events import Outcome as AuditOutcome
 from taskiq_flow_security.core.policy import AccessRequest, Decision
 from taskiq_flow_security.errors import UnsignableMessageError
+from taskiq_flow_security.ids import new_id
 from taskiq_flow_security.live_policy import InForce, PolicyChange, Revocation
 from tests.attacks.forging import claims_of, header_of, principal_of, read, sign, signature_of, write
 from tests.integration.inmemory.fixtures import NewProcess
@@ -835,3 +836,33 @@ async def test_a_message_for_another_pipeline_is_not_the_remembered_one(
     assert header == {"pipeline": "data"}
     await process.runs(write(sign(message, header={"pipeline": pipeline, "jti": "another"})))
     assert ran_for[-1] == pipeline
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+async def test_what_a_task_has_passed_on_is_decided_about_each_time(process: Process, restricted: bool) -> None:
+    @process.broker.task("parent", pipeline="data")
+    async def parent() -> None:
+        process.ran.append(("parent", None))
+        caller = current_principal()
+        with process.security.acting_as(caller.restrict(pipelines=["data"]) if restricted else caller):
+            await process.clean.kiq([1])
+
+    regular = Regular(process)
+    for _ in range(4):
+        outcome = await process.broker.deliver(await regular.kick("parent"))
+        assert not outcome.result.is_err
+        process.ran.clear()
+        authorization = process.security.authorization
+        with patch.object(authorization, "decide", wraps=authorization.decide) as decide:
+            await process.runs(process.broker.take())
+        assert decide.call_count == 1
+
+
+async def test_what_only_less_was_passed_on_of_is_decided_about_each_time(process: Process) -> None:
+    message = read(await Regular(process).kick())
+    authorization = process.security.authorization
+    for _ in range(4):
+        narrow = sign(message, header={"scope": {"pipelines": ["data"]}, "jti": new_id()})
+        with patch.object(authorization, "decide", wraps=authorization.decide) as decide:
+            await process.runs(write(narrow))
+        assert decide.call_count == 1

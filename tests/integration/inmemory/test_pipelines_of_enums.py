@@ -12,6 +12,7 @@ from taskiq_flow_security import ConfigurationError, Principal
 from taskiq_flow_security.core.string_enum import StringEnum
 from taskiq_flow_security.schedules import ProtectedSchedules
 from tests.attacks.forging import read
+from tests.integration.inmemory.fixtures import NewProcess
 from tests.integration.inmemory.harness import PROCESSOR, Process, Task
 
 
@@ -80,6 +81,15 @@ async def test_a_task_whose_pipeline_is_none_belongs_to_none(process: Process, a
         await task.kiq()
     assert process.audit.take()[-1].pipeline == acts_for
     await process.runs(process.broker.take())
+
+
+async def test_a_pipeline_may_be_called_none_where_a_task_does_not_say_that_it_has_none(
+    new_process: NewProcess,
+) -> None:
+    process = new_process(pipeline_acls={"None": {"execute": ["processor"]}})
+    message = await process.kick(process.loose.kicker().with_labels(pipeline="None"))
+    assert read(message).labels["pipeline"] == "None"
+    await process.runs(message)
 
 
 async def test_a_schedule_of_a_task_whose_pipeline_is_none_names_none(process: Process) -> None:
