@@ -802,7 +802,8 @@ def test_with_and_without_remembered_answers_all_comes_out_alike(steps: list[Ste
         assert asyncio.run(_all(steps)) == remembered
 
 
-async def test_who_acts_for_a_pipeline_is_remembered_with_it(new_process: NewProcess) -> None:
+def _with_a_parent(new_process: NewProcess) -> tuple[Process, list[str | None]]:
+    """A process with a task "parent", and the pipelines that it has acted for, whenever it ran."""
     process = new_process(pipeline_acls={"data": {"execute": ["processor"]}, "reports": {"execute": ["processor"]}})
     ran_for: list[str | None] = []
 
@@ -812,6 +813,11 @@ async def test_who_acts_for_a_pipeline_is_remembered_with_it(new_process: NewPro
         actor = acting.current()
         ran_for.append(None if actor is None else actor.pipeline)
 
+    return process, ran_for
+
+
+async def test_who_acts_for_a_pipeline_is_remembered_with_it(new_process: NewProcess) -> None:
+    process, ran_for = _with_a_parent(new_process)
     for pipeline in ("data", None, "reports"):
         await Regular(process, pipeline=pipeline).settles_in("parent")
     assert ran_for == [*["data"] * 4, *[None] * 4, *["reports"] * 4]
@@ -821,15 +827,7 @@ async def test_who_acts_for_a_pipeline_is_remembered_with_it(new_process: NewPro
 async def test_a_message_for_another_pipeline_is_not_the_remembered_one(
     new_process: NewProcess, pipeline: str | None
 ) -> None:
-    process = new_process(pipeline_acls={"data": {"execute": ["processor"]}, "reports": {"execute": ["processor"]}})
-    ran_for: list[str | None] = []
-
-    @process.broker.task("parent", pipeline="data")
-    async def parent() -> None:
-        process.ran.append(("parent", None))
-        actor = acting.current()
-        ran_for.append(None if actor is None else actor.pipeline)
-
+    process, ran_for = _with_a_parent(new_process)
     await Regular(process, pipeline="data").settles_in("parent")
     message = read(await Regular(process, pipeline="data").kick("parent"))
     header = {name: value for name, value in header_of(signature_of(message)).items() if name == "pipeline"}
