@@ -31,7 +31,7 @@ def denial_in(error: Exception) -> FlowSecurityError | None:
     if isinstance(error, FlowSecurityError):
         return error
     # By its name, as Python 3.10 has none of its own.
-    if "ExceptionGroup" not in [kind.__name__ for kind in type(error).__mro__]:
-        return None
-    denials = [denial_in(each) for each in error.exceptions]  # type: ignore[attr-defined]  # see above
-    return None if None in denials else denials[0]
+    is_group = "ExceptionGroup" in [kind.__name__ for kind in type(error).__mro__]
+    within = getattr(error, "exceptions", None)
+    denials = [denial_in(each) for each in within] if is_group and isinstance(within, tuple) else []
+    return denials[0] if denials and None not in denials else None

@@ -21,7 +21,7 @@ class Losses:
         self._clock = clock
         self._counts: Counter[str] = Counter()
         self._logged: dict[str, float] = {}
-        self._counting = threading.Lock()
+        self._counting = threading.RLock()  # what the garbage collector ends meanwhile may be a loss, too
 
     def add(self, why: str, number: int = 1) -> None:
         """Count some. `why` is one of a few fixed texts, never something that came from outside."""
@@ -31,5 +31,5 @@ class Losses:
             if now - self._logged.get(why, -INTERVAL) < INTERVAL:
                 return
             self._logged[why] = now
-            lost = self._counts.pop(why)
+            lost = self._counts.pop(why, number)
         self._logger.warning("%d %s: %s.", lost, self._what, why)

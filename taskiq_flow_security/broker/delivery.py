@@ -82,8 +82,8 @@ class Delivery:
     """Whether a result is there already, which a refusal must not replace."""
     handler: asyncio.Task[Any] | None = None
     """The receiver's own asyncio task."""
-    before: tuple[Acting | None, Delivery | None, Delivery | None] = (None, None, None)
-    """Who acted where it has arrived, and what was handled and executed there."""
+    before: Acting | None = None
+    """Who acted where it has arrived, if anybody."""
 
     def __init__(self, broker: AsyncBroker, task_id: str, task_name: str, task: Task | None = None) -> None:
         """`task` is the one that was registered when the message arrived, which is the one that will run."""
@@ -94,19 +94,14 @@ class Delivery:
 
     def begin(self) -> None:
         """Be the message that this context handles."""
-        handled = current.get()
-        if handled is not None and (handled.finished or not handled.decided):
-            self.before = handled.before  # which nobody has ended, and nobody will
-        else:
-            self.before = acting.current(), handled, executed.get()
+        self.before = acting.current()
         current.set(self)
 
     def end(self) -> None:
-        """Leave the context as it was: whoever awaits the receiver itself goes on in it."""
-        actor, handled, ran = self.before
-        acting.become(actor)
-        current.set(handled)
-        executed.set(ran)
+        """Leave the context to who acted there: whoever awaits the receiver itself goes on in it."""
+        acting.become(self.before)
+        current.set(None)
+        executed.set(None)
 
     def is_of(self, message: TaskiqMessage | ScheduledTask) -> bool:
         """Whether this message is the one that was delivered, or is to run its task again: a retry or a requeue."""

@@ -55,7 +55,7 @@ _CURVES: dict[object, frozenset[object]] = {
 }
 """By the type of a key, those that the algorithms know."""
 
-_SECRET_PARAMETERS = frozenset({"d", "k", "priv"})
+_SECRET_PARAMETERS = frozenset({"d", "k", "p", "priv"})
 """RFC 7518 sections 6.2.2, 6.3.2 and 6.4; the private keys of the type ``AKP``."""
 
 
@@ -199,7 +199,9 @@ def _is_for_bearer_tokens(entry: dict[str, Any]) -> bool:
     kind = entry.get("kty")
     if kind == "oct" or not _SECRET_PARAMETERS.isdisjoint(entry):
         raise ValueError("a secret")
-    if entry.get("use", "sig") != "sig" or entry.get("alg", "RS256") not in _PUBLIC_ALGORITHMS:
+    if entry.get("use", "sig") != "sig" or "verify" not in entry.get("key_ops", ["verify"]):
+        return False
+    if entry.get("alg", "RS256") not in _PUBLIC_ALGORITHMS:
         return False
     if kind == "RSA":
         return True

@@ -80,6 +80,8 @@ class Administration:
         revoked = await self._edit(
             admin, REVOKE, lambda policy: policy.with_revoked(policy.revoked.at(now).with_(revocation))
         )
+        if revocation.api_key is not None and self._api_keys.find(revocation.api_key) is None:
+            _logger.warning("No API key of this process has the id that was revoked; those of others may.")
         if revocation.issued_before is not None:
             await asyncio.sleep(max(ceil(revocation.issued_before) - now, 0))
         return revoked
@@ -93,15 +95,8 @@ class Administration:
 
     def _by_id(self, revocation: Revocation) -> Revocation:
         """The same, where an API key is named that has itself the form of an id."""
-        named = revocation.api_key
-        if named is None:
-            return revocation
-        key = self._api_keys.presented(named)
-        if key is None:
-            if self._api_keys.find(named) is None:
-                _logger.warning("No API key of this process has the id %s; processes with other settings may.", named)
-            return revocation
-        return Revocation(api_key=key.id, until=revocation.until)
+        key = self._api_keys.presented(revocation.api_key)
+        return revocation if key is None else Revocation(api_key=key.id, until=revocation.until)
 
     async def _edit(self, admin: Principal, endpoint: str, edit: Edit, version: int | None = None) -> PolicyDocument:
         await self._require(admin, endpoint)

@@ -49,7 +49,7 @@ def _api_key_id(text: str) -> str:
     if is_id(text):
         return text
     if is_id(text.strip().lower()) or text != text.strip():
-        raise ValueError("write the id as audit events show it, in lower case and without spaces")
+        raise ValueError("write the id as audit events show it, or give the key as sha256:<hex> of it")
     if text.startswith("sha256:") and not HASHED_API_KEY.fullmatch(text):
         raise ValueError('a hashed API key is "sha256:" and 64 lower-case hexadecimal digits')
     return id_of(text)

@@ -314,10 +314,14 @@ class OddError(Exception):
     exceptions: Any = None
 
 
-@pytest.mark.parametrize("exceptions", [None, [AccessDeniedError("guard")]])
-async def test_an_error_that_only_looks_like_a_group_stays_itself(exceptions: Any) -> None:
+_Named = type("ExceptionGroup", (OddError,), {})
+
+
+@pytest.mark.parametrize("exceptions", [None, (), [AccessDeniedError("guard")], (LookupError(),)])
+@pytest.mark.parametrize("kind", [OddError, _Named])
+async def test_an_error_that_only_looks_like_a_group_stays_itself(kind: type[OddError], exceptions: Any) -> None:
     async def mine(request: Request) -> JSONResponse:
-        error = OddError("the real problem")
+        error = kind("the real problem")
         error.exceptions = exceptions
         raise error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -25,3 +26,19 @@ def test_each_cause_is_counted_by_itself(caplog: pytest.LogCaptureFixture) -> No
     lost.add("one")
     lost.add("other")
     assert len(caplog.messages) == 2
+
+
+def test_what_is_lost_while_a_loss_is_counted_is_counted_too(caplog: pytest.LogCaptureFixture) -> None:
+    losses = Losses(logging.getLogger("tests.losses"), "things were lost")
+
+    class Collected(dict[str, float]):
+        """Where the garbage collector comes by, and ends what is a loss itself."""
+
+        def get(self, why: str, default: Any = None) -> Any:
+            if why == "first":
+                losses.add("second")
+            return default
+
+    losses._logged = Collected()
+    losses.add("first")
+    assert [message.split(": ")[1] for message in caplog.messages] == ["second.", "first."]

@@ -265,6 +265,45 @@ async def _received_as(inline: Inline, what: str) -> None:
     await inline.broker.receiver.callback(await inline.message(what))
 
 
+async def test_after_a_message_that_was_left_behind_nobody_acts_who_acted_around_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inline = Inline()
+    first, second = await inline.message("works"), await inline.message("works")
+
+    async def away(*_: object) -> None:
+        raise OSError("the result backend is away")
+
+    with inline.security.acting_as(OUTER), monkeypatch.context() as patched:
+        patched.setattr(inline.broker.result_backend, "set_result", away)
+        await inline.broker.receiver.callback(first)
+    with inline.security.acting_as(VIEWER):
+        await inline.broker.receiver.callback(second)
+        assert current_principal() is VIEWER
+
+
+async def test_a_hook_that_awaits_the_receiver_for_another_message_acts_as_before() -> None:
+    seen: list[str] = []
+
+    class Forwards(TaskiqMiddleware):
+        data: bytes | None = None
+
+        async def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+            data, self.data = self.data, None
+            if data is not None:
+                await inline.broker.receiver.callback(data)
+                seen.append(current_principal().subject)
+
+    inline, forwards = Inline(), Forwards()
+    inline.broker.middlewares[1:] = []  # who is told that it is alice who acts
+    inline.broker.add_middlewares(forwards)
+    with inline.security.acting_as(OUTER):
+        await inline.tasks["works"].kiq()
+    forwards.data = inline.broker.take()
+    await inline.broker.receiver.callback(await inline.message("works"))
+    assert seen == ["alice"]
+
+
 async def test_with_security_off_the_context_stays_as_it_was_too() -> None:
     security, broker = FlowSecurity(config(security_enabled=False)), Queue()
     broker.add_middlewares(SecurityMiddleware(security))

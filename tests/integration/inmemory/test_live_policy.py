@@ -187,7 +187,11 @@ async def test_to_revoke_an_api_key_that_this_process_does_not_have_is_logged(
     await administration.revoke(ADMIN, Revocation(api_key=API_KEY))
     assert "No API key of this process" not in caplog.text
     await administration.revoke(ADMIN, Revocation(api_key="0123456789abcdef"))
-    assert "No API key of this process has the id 0123456789abcdef" in caplog.text
+    assert "No API key of this process has the id that was revoked" in caplog.text
+    caplog.clear()
+    with pytest.raises(AccessDeniedError):
+        await administration.revoke(PROCESSOR, Revocation(api_key="0123456789abcdef"))
+    assert "No API key of this process" not in caplog.text
 
 
 async def test_a_message_is_revoked_by_the_id_that_the_audit_log_shows(process: Process, audit: AuditTrail) -> None:

@@ -132,6 +132,7 @@ UNKNOWN_KINDS: list[dict[str, Any]] = [
     {"kty": "EC", "crv": "secp256k1", "kid": "other", "x": "AA", "y": "AA"},
     {"kty": "OKP", "crv": "X25519", "kid": "other", "x": "AA"},
     {"kty": "RSA", "use": "enc", "kid": "other"},
+    {"kty": "RSA", "key_ops": ["wrapKey"], "kid": "other"},
 ]
 
 
@@ -150,6 +151,7 @@ SECRETS: dict[str, dict[str, Any]] = {
     "symmetric": {"kty": "oct", "k": "c2VjcmV0"},
     "symmetric, to encrypt": {"kty": "oct", "k": "c2VjcmV0", "use": "enc"},
     "private": {**jwk("RS256"), "d": "c2VjcmV0"},
+    "private, with its exponent left out": {**jwk("RS256"), "p": "c2VjcmV0"},
     "private, to encrypt": {**jwk("RS256"), "d": "c2VjcmV0", "use": "enc"},
     "private, of another kind": {"kty": "AKP", "priv": "c2VjcmV0"},
     "private, of another curve": {"kty": "EC", "crv": "secp256k1", "x": "AA", "y": "AA", "d": "c2VjcmV0"},
