@@ -31,5 +31,6 @@ class Losses:
             if now - self._logged.get(why, -INTERVAL) < INTERVAL:
                 return
             self._logged[why] = now
-            lost = self._counts.pop(why, number)
-        self._logger.warning("%d %s: %s.", lost, self._what, why)
+            lost = self._counts.pop(why, 0)  # none, where that has told of it already
+        if lost:
+            self._logger.warning("%d %s: %s.", lost, self._what, why)

@@ -317,8 +317,14 @@ class OddError(Exception):
 _Named = type("ExceptionGroup", (OddError,), {})
 
 
-@pytest.mark.parametrize("exceptions", [None, (), [AccessDeniedError("guard")], (LookupError(),)])
-@pytest.mark.parametrize("kind", [OddError, _Named])
+@pytest.mark.parametrize(
+    ("kind", "exceptions"),
+    [
+        *((kind, what) for kind in (OddError, _Named) for what in (None, (), [AccessDeniedError("guard")])),
+        (OddError, (AccessDeniedError("guard"),)),
+        (_Named, (AccessDeniedError("guard"), LookupError())),
+    ],
+)
 async def test_an_error_that_only_looks_like_a_group_stays_itself(kind: type[OddError], exceptions: Any) -> None:
     async def mine(request: Request) -> JSONResponse:
         error = kind("the real problem")
