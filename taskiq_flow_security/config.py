@@ -38,14 +38,13 @@ from taskiq_flow_security.setting_types import (
     RateLimit,
     TaskAcls,
     TaskLimits,
+    check_hashed_api_key,
     check_hs256_secret,
     explain,
 )
 
 IN_MEMORY = "memory://"
 """As `shared_store`: in the memory of each process."""
-
-HASHED_API_KEY = re.compile(r"sha256:[0-9a-f]{64}")
 
 Algorithm = Literal["HS256", "EdDSA", "ES256", "RS256"]
 KeyUse = Literal["issue", "send", "fire", "verify"]
@@ -262,8 +261,7 @@ class TaskiqFlowConfig(BaseSettings):
         for key in map(SecretStr.get_secret_value, keys):
             if not key:
                 raise ValueError("an API key must not be empty")
-            if key.startswith("sha256:") and not HASHED_API_KEY.fullmatch(key):
-                raise ValueError('a hashed API key is "sha256:" and 64 lower-case hexadecimal digits')
+            check_hashed_api_key(key)
         return keys
 
     @field_validator("shared_store")

@@ -18,6 +18,8 @@ V = TypeVar("V")
 MIN_HS256_SECRET_BYTES = 32
 """RFC 7518 section 3.2: a key of at least the size of the hash output."""
 
+_HASHED_API_KEY = re.compile(r"sha256:[0-9a-f]{64}")
+
 UNIX_SOCKET = "unix"
 """Stands for whoever connects through a Unix domain socket."""
 
@@ -30,6 +32,12 @@ def check_hs256_secret(secret: SecretStr) -> SecretStr:
             'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
         )
     return secret
+
+
+def check_hashed_api_key(key: str) -> None:
+    """Raise `ValueError` for what begins like a hashed API key and is none."""
+    if key.startswith("sha256:") and not _HASHED_API_KEY.fullmatch(key):
+        raise ValueError('a hashed API key is "sha256:" and 64 lower-case hexadecimal digits')
 
 
 class ApiKeySecret(SecretStr):

@@ -17,7 +17,7 @@ def schedule_claim(
 ) -> ScheduleClaim:
     """What a principal is issued for that runs this and nothing else, however a store has written it down.
 
-    `done_for` is the pipeline of all that follows, where the task itself belongs to another one.
+    `done_for` is the pipeline that is acted for, if any.
     Raises `UnsignableMessageError` for a value that JSON cannot hold.
     """
     try:

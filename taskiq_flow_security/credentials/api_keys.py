@@ -15,7 +15,8 @@ from taskiq_flow_security.tokens.jws import MAX_BYTES
 
 _HASHED = "sha256:"
 
-_ID = re.compile(r"[0-9a-f]{16}")
+_ID_DIGITS = 16
+_ID = re.compile(rf"[0-9a-f]{{{_ID_DIGITS}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class ApiKeys:
 
 def id_of(key: str) -> str:
     """The id of a key in plain text, or as ``sha256:<hex>`` of it, whether anybody has it or not."""
-    return _sha256(f"taskiq-flow-security/api-key-id/{_hash_of(key)}")[:16]
+    return _sha256(f"taskiq-flow-security/api-key-id/{_hash_of(key)}")[:_ID_DIGITS]
 
 
 def is_id(text: str) -> bool:

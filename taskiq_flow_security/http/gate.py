@@ -126,9 +126,7 @@ class Gate:
                     await failed_logins.count(visit.client, security.clock())
                 except BackendUnavailableError as error:
                     if not security.config.unsafe_allow_uncounted:  # or it is recorded where it is refused
-                        monitored = security.monitoring
-                        event = EventName.AUTHZ_SHADOW_FAIL if monitored else EventName.AUTHN_LOGIN_FAIL
-                        self._record(visit, event, Outcome.DENY, failure.reason)
+                        self._record_refusal(visit, failure)
                     self._uncounted(visit, error)
             raise
         security.authentication.record_success(principal, visit.client.address)
@@ -181,9 +179,8 @@ class Gate:
     def refuse(self, visit: Visit, error: Exception) -> FlowSecurityError | None:
         """Record a refusal. The error to answer with; ``None`` where refusals are only monitored."""
         error = denial_of(error, _logger, "A request")
-        event = EventName.AUTHZ_SHADOW_FAIL if self.security.monitoring else _refusal(error)
         try:
-            self._record(visit, event, Outcome.DENY, error.reason)
+            self._record_refusal(visit, error)
         except Exception:
             _logger.exception("A refusal cannot be recorded.")  # and stays one
         return None if self.security.monitoring else error
@@ -226,6 +223,10 @@ class Gate:
         if not self.security.config.unsafe_allow_uncounted:
             raise error
         self._record(visit, EventName.AUTHZ_SHADOW_FAIL, Outcome.DENY, error.reason)
+
+    def _record_refusal(self, visit: Visit, error: FlowSecurityError) -> None:
+        event = EventName.AUTHZ_SHADOW_FAIL if self.security.monitoring else _refusal(error)
+        self._record(visit, event, Outcome.DENY, error.reason)
 
     def _record(self, visit: Visit, event: EventName, outcome: Outcome, reason: str) -> None:
         security = self.security

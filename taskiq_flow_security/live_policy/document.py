@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import to_json
 
-from taskiq_flow_security.config import HASHED_API_KEY
 from taskiq_flow_security.core.revocations import Revocations
 from taskiq_flow_security.core.string_enum import StringEnum
 from taskiq_flow_security.credentials import id_of, is_id
@@ -22,6 +21,7 @@ from taskiq_flow_security.setting_types import (
     RateLimit,
     TaskAcls,
     TaskLimits,
+    check_hashed_api_key,
     check_roles,
     explain,
 )
@@ -50,8 +50,7 @@ def _api_key_id(text: str) -> str:
         return text
     if is_id(text.strip().lower()) or text != text.strip():
         raise ValueError("write the id as audit events show it, or give the key as sha256:<hex> of it")
-    if text.startswith("sha256:") and not HASHED_API_KEY.fullmatch(text):
-        raise ValueError('a hashed API key is "sha256:" and 64 lower-case hexadecimal digits')
+    check_hashed_api_key(text)
     return id_of(text)
 
 

@@ -39,7 +39,7 @@ class Delegation(NamedTuple):
     scope: Scope = UNRESTRICTED
     """What they have left of its rights."""
     pipeline: str | None = None
-    """The pipeline that all this is done for, where the task itself belongs to another one."""
+    """The pipeline that is acted for: that of all that the task kicks, where that belongs to none by registration."""
 
 
 NOT_DELEGATED = Delegation()

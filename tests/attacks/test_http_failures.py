@@ -281,6 +281,15 @@ async def test_an_error_of_a_route_becomes_its_problem(error: Exception, status:
     assert "strict-transport-security" in answer.headers
 
 
+async def _fail_together(errors: list[Exception]) -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    async with anyio.create_task_group() as group:
+        for error in errors:
+            group.start_soon(fail, error)
+
+
 @pytest.mark.parametrize(
     ("errors", "status"),
     [
@@ -291,13 +300,8 @@ async def test_an_error_of_a_route_becomes_its_problem(error: Exception, status:
 async def test_a_group_of_nothing_but_denials_becomes_the_problem_of_its_first(
     errors: list[Exception], status: int | None
 ) -> None:
-    async def fail(error: Exception) -> None:
-        raise error
-
     async def mine(request: Request) -> JSONResponse:
-        async with anyio.create_task_group() as group:
-            for error in errors:
-                group.start_soon(fail, error)
+        await _fail_together(errors)
         raise AssertionError("nothing has failed")
 
     edge = Edge(routes=[Route("/mine", mine)], rules=OPEN)
@@ -347,16 +351,11 @@ async def test_an_error_that_only_looks_like_a_group_stays_itself(kind: type[Odd
 async def test_an_error_of_a_websocket_ends_it_as_it_says_and_a_bug_stays_one(
     errors: list[Exception], code: int | None
 ) -> None:
-    async def fail(error: Exception) -> None:
-        raise error
-
     async def converse(socket: WebSocket) -> None:
         await socket.accept()
         if len(errors) == 1:
             raise errors[0]
-        async with anyio.create_task_group() as group:
-            for error in errors:
-                group.start_soon(fail, error)
+        await _fail_together(errors)
 
     edge = Edge(routes=[WebSocketRoute("/ws", converse)])
     with pytest.raises(LookupError, match="a bug") if code is None else nullcontext():

@@ -80,6 +80,12 @@ def _openapi(prefix: str) -> bytes:
     return json.dumps(described).encode()
 
 
+@lru_cache(maxsize=64)
+def _version(content: bytes) -> str:
+    """An entity tag (RFC 9110 section 8.8.3)."""
+    return f'"{sha256(content).hexdigest()[:32]}"'
+
+
 def _always(content: bytes) -> Callable[[str], bytes]:
     return lambda _prefix: content
 
@@ -96,7 +102,7 @@ def _page(directory: Path) -> Iterator[Document]:
 def _route(shown: Document) -> Route:
     async def show(request: Request) -> Response:
         content = shown.content(request.scope.get("root_path", ""))
-        version = f'"{sha256(content).hexdigest()[:32]}"'
+        version = _version(content)
         headers = {**_HEADERS, "content-security-policy": shown.policy, "etag": version}
         if version in (held := request.headers.get("if-none-match", "")) or held == "*":  # RFC 9110 section 13.1.2
             return Response(status_code=304, headers=headers)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from taskiq import AsyncBroker, InMemoryBroker, TaskiqEvents
 from taskiq.message import BrokerMessage
 
 from taskiq_flow_security import AuthenticationError, ConfigurationError, FlowSecurity, SecurityMiddleware
-from taskiq_flow_security.http import create_visualization_api
+from taskiq_flow_security.http import HTTPSecurityMiddleware, Rule, create_visualization_api
 from taskiq_flow_security.pipelines import Graph, Node
 from tests.integration.api.server import PROCESSOR, STRANGER, config, serving
 
@@ -100,6 +104,32 @@ async def test_the_broker_starts_and_stops_with_the_server() -> None:
         assert (await client.get("/health")).status_code == 200
         assert seen == ["started"]
     assert seen == ["started", "stopped"]
+
+
+async def test_rules_that_cannot_be_keep_a_server_from_starting_that_insists_on_start_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = Starlette()
+    app.add_middleware(HTTPSecurityMiddleware, security=FlowSecurity(config()), rules=[Rule("GET", "/a", "a")] * 2)
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, port=0))
+    with suppress(SystemExit):  # as some versions of uvicorn end the process from here
+        await server.serve()
+    assert not server.started
+    assert "rule GET /a: /a comes before it" in caplog.text
+
+
+async def test_a_preflight_is_answered_by_who_stands_outermost() -> None:
+    headers = {"Origin": "https://page.example", "Access-Control-Request-Method": "GET"}
+    for order, status in ((1, 200), (-1, 401)):
+        app = Starlette()
+        added: list[tuple[Any, dict[str, Any]]] = [
+            (HTTPSecurityMiddleware, {"security": FlowSecurity(config())}),
+            (CORSMiddleware, {"allow_origins": ["https://page.example"]}),
+        ]
+        for middleware, options in added[::order]:
+            app.add_middleware(middleware, **options)
+        async with serving(app) as client:
+            assert (await client.http.options("/pipelines", headers=headers)).status_code == status
 
 
 class Elsewhere(AsyncBroker):

@@ -216,3 +216,12 @@ async def last_of(live: Live) -> str:
         task: str = (await live.receive())["task"]
         if task == "last":
             return task
+
+
+async def test_the_server_itself_ends_who_sends_more_than_it_was_told_to_take(served: Deployment) -> None:
+    async with serving(served.api, ws_max_size=65_536) as client, client.live(None) as live:
+        await live.connection.send("x" * 65_537)
+        with pytest.raises(ConnectionClosed) as closed:
+            await asyncio.wait_for(live.connection.recv(), 10)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1009

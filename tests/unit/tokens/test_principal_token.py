@@ -7,6 +7,8 @@ from typing import Any
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +18,7 @@ from taskiq_flow_security.tokens import jws, principal_token
 from taskiq_flow_security.tokens.keyring import Keyring
 from taskiq_flow_security.tokens.keys import KeySpec, Use
 from taskiq_flow_security.tokens.principal_token import PrincipalTokens
-from tests.unit.tokens.keys import ALGORITHMS, NOW, OTHER_SECRET, PRIVATE, keyring, public_spec, spec
+from tests.unit.tokens.keys import ALGORITHMS, NOW, OTHER_SECRET, PRIVATE, SECRET, keyring, public_spec, spec
 from tests.unit.tokens.test_jws import json_values
 
 LATER = NOW + 600
@@ -242,3 +244,14 @@ def test_a_token_does_not_show_its_text() -> None:
     token = tokens().issue(alice, "request-1", NOW, LATER)
     assert token.text not in f"{token!r} {token} {[token]}"
     assert "alice" in repr(token)
+
+
+@pytest.mark.parametrize("keys", [Keyring.derived(SECRET), keyring()], ids=["jwt_secret", "a secret of signing_keys"])
+def test_the_key_of_a_secret_is_derived_as_the_readme_says(keys: Keyring) -> None:
+    text = PrincipalTokens(keys, "issuer", "audience", leeway=10).issue(alice, "txn", NOW, LATER).text
+    key = HKDF(hashes.SHA256(), length=32, salt=None, info=b"taskiq-flow-security/v1/issue").derive(SECRET.encode())
+    options: Any = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
+    claims = jwt.decode(text, key, algorithms=["HS256"], audience="audience", issuer="issuer", options=options)
+    assert claims["sub"] == "alice"
+    with pytest.raises(jwt.InvalidSignatureError):
+        jwt.decode(text, SECRET, algorithms=["HS256"], audience="audience", options=options)
